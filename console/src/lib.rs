@@ -1,0 +1,16 @@
+//! The nouns between a virtual machine and a remote desktop.
+//!
+//! `vmm` speaks them on one side, `rdp-server` on the other, and `gateway` carries them across.
+//! Data only: nothing here does I/O, waits, or knows QEMU or RDP.
+
+#![forbid(unsafe_code)]
+
+mod damage;
+mod display;
+mod geometry;
+mod input;
+
+pub use damage::{DamageSet, MAX_DAMAGE_RECTS};
+pub use display::{CursorShape, CursorState, DisplayUpdate, MAX_CURSOR_SIDE, Scanout};
+pub use geometry::{Point, Rect, Size};
+pub use input::{KeyEvent, KeyState, LockKeys, PointerButton, PointerEvent, Scancode, ScancodePrefix, WheelAxis};
