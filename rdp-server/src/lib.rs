@@ -1,1 +1,5 @@
 //! Skeleton.
+
+#![forbid(unsafe_code)]
+
+pub mod graphics;
