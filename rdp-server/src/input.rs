@@ -9,6 +9,7 @@ use ironrdp_pdu::input::mouse::PointerFlags;
 use ironrdp_pdu::input::mouse_rel::PointerRelFlags;
 use ironrdp_pdu::input::mouse_x::PointerXFlags;
 use ironrdp_pdu::input::scan_code::KeyboardFlags;
+use ironrdp_pdu::input::unicode::KeyboardFlags as UnicodeFlags;
 use ironrdp_pdu::input::{InputEvent as SlowPathEvent, InputEventPdu};
 use thiserror::Error;
 
@@ -123,7 +124,7 @@ pub fn slow_path_events(pdu: &InputEventPdu, mut each: impl FnMut(InputEvent)) {
                 );
             }
             SlowPathEvent::Unicode(key) => {
-                unicode(key.unicode_code, key.flags.contains(KeyboardFlags::RELEASE), &mut each);
+                unicode(key.unicode_code, key.flags.contains(UnicodeFlags::RELEASE), &mut each);
             }
             SlowPathEvent::Mouse(pdu) => {
                 // The PDU's decoder has taken the rotation out of the flags.

@@ -7,7 +7,7 @@
 //! ```
 //! A client that misuses one channel loses that channel; one that breaks DRDYNVC itself, the session.
 
-use ironrdp_core::{ReadCursor, encode_vec};
+use ironrdp_core::{Decode as _, ReadCursor, encode_vec};
 use ironrdp_dvc::pdu::{
     CapabilitiesRequestPdu, CapsVersion, ClosePdu, CreateRequestPdu, DrdynvcClientPdu, DrdynvcDataPdu, DrdynvcServerPdu,
 };
@@ -142,7 +142,8 @@ impl DynamicChannels {
                 Ok(Some(DynamicEvent::Closed(self.channels.remove(at).id)))
             }
             DrdynvcClientPdu::Data(data) => Ok(self.handle_data(data)),
-            DrdynvcClientPdu::SoftSyncResponse(_) => Err(DynamicError::OutOfSequence),
+            // An answer to a soft-sync request, which we never send.
+            _ => Err(DynamicError::OutOfSequence),
         }
     }
 
@@ -158,8 +159,8 @@ impl DynamicChannels {
             _ if !channel.open => Err(()),
             DrdynvcDataPdu::DataFirst(first) => channel.begin(first.length() as usize, first.into_data()),
             DrdynvcDataPdu::Data(data) => channel.go_on(data.into_data()),
-            // Compression needs version 3, which we do not announce.
-            DrdynvcDataPdu::DataFirstCompressed(_) | DrdynvcDataPdu::DataCompressed(_) => Err(()),
+            // Compression (version 3, which we do not announce), or a kind that this library will know some day.
+            _ => Err(()),
         };
         match message {
             Ok(message) => message.map(|message| DynamicEvent::Message(id, message)),

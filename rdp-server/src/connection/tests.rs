@@ -1,6 +1,6 @@
 use std::borrow::Cow;
 
-use ironrdp_core::{Encode, ReadCursor, encode_vec};
+use ironrdp_core::{Decode as _, Encode, ReadCursor, encode_vec};
 use ironrdp_dvc::pdu::{
     CapabilitiesResponsePdu, CapsVersion, CreateResponsePdu, CreationStatus, DataPdu, DrdynvcClientPdu, DrdynvcDataPdu,
     DrdynvcServerPdu,
