@@ -9,3 +9,5 @@ pub mod fast_path;
 pub mod front;
 pub mod graphics;
 pub mod input;
+#[doc(hidden)]
+pub mod fuzz_oracle;
