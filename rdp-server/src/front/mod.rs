@@ -3,6 +3,13 @@
 //!
 //! Nothing here grants access. Everything a client sends before it has proved who it is counts as routing data.
 
+pub mod connection_request;
+pub mod failure;
+pub mod first_bytes;
+pub mod framing;
+pub mod preconnection;
 pub mod target;
 
-pub use target::Target;
+pub use failure::SecurityPolicy;
+pub use framing::{Frame, FrameSplitter, FramingError};
+pub use target::{LogonName, Routing, Target};
