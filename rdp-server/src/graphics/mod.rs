@@ -9,8 +9,11 @@
 //! Nothing here waits, locks or reads a clock. There is no queue of frames: while the client has no credit
 //! only the set of damaged rectangles grows, and the next frame shows the newest state.
 
+mod clear_codec;
 mod client;
 mod pipeline;
+mod shadow;
+mod zgfx;
 
 pub use client::{BitmapHeader, ClientGraphics, ColorDepth, PointerSupport, RemoteFxSupport};
 pub use pipeline::{GraphicsOutput, Pipeline};
