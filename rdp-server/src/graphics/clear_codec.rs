@@ -237,15 +237,13 @@ fn write_raw(pixels: &[u8], stride: usize, rect: Rect, out: &mut Vec<u8>) {
 
 /// A run's length in one byte, or an escape and two, or both escapes and four.
 fn write_length(length: u32, out: &mut Vec<u8>) {
-    match (u8::try_from(length), u16::try_from(length)) {
-        (Ok(length @ ..0xff), _) => out.push(length),
-        (_, Ok(length @ ..0xffff)) => {
-            out.push(0xff);
-            out.extend_from_slice(&length.to_le_bytes());
-        }
+    let bytes = length.to_le_bytes();
+    match length {
+        ..0xff => out.push(bytes[0]),
+        0xff..0xffff => out.extend_from_slice(&[0xff, bytes[0], bytes[1]]),
         _ => {
             out.extend_from_slice(&[0xff; 3]);
-            out.extend_from_slice(&length.to_le_bytes());
+            out.extend_from_slice(&bytes);
         }
     }
 }

@@ -11,12 +11,18 @@
 
 mod clear_codec;
 mod client;
+mod egfx;
+mod monitor;
 mod pipeline;
 mod shadow;
+#[cfg(test)]
+mod testing;
+mod window;
 mod zgfx;
 
 pub use client::{BitmapHeader, ClientGraphics, ColorDepth, PointerSupport, RemoteFxSupport};
-pub use pipeline::{GraphicsOutput, Pipeline};
+pub use egfx::fuzz_gfx_client_message;
+pub use pipeline::{GraphicsMode, GraphicsOutput, Pipeline};
 
 /// Why the graphics of a session cannot go on.
 #[derive(Debug, thiserror::Error)]

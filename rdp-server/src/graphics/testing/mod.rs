@@ -1,0 +1,7 @@
+//! The two ends that tests put around the graphics: a guest that draws, and a client that decodes.
+
+mod client;
+mod guest;
+
+pub(super) use client::GfxClient;
+pub(super) use guest::{Picture, Write, writes};
