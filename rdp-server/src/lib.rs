@@ -9,5 +9,8 @@ pub mod fast_path;
 pub mod front;
 pub mod graphics;
 pub mod input;
+pub mod io;
 #[doc(hidden)]
 pub mod fuzz_oracle;
+
+pub use io::FrontConfig;

@@ -1,12 +1,14 @@
 //! What a finished handshake knows about the client.
 
+use std::fmt;
+
 use console::Size;
+use ironrdp_acceptor::Acceptor;
 use ironrdp_pdu::gcc;
 use ironrdp_pdu::nego::SecurityProtocol;
 use ironrdp_pdu::rdp::capability_sets::CapabilitySet;
 
 /// An active session's parameters, as negotiated.
-#[derive(Debug)]
 #[non_exhaustive]
 pub struct Handshake {
     /// The account that logged on.
@@ -33,13 +35,36 @@ pub struct Handshake {
     pub message_channel_id: Option<u16>,
     /// Whole PDUs that arrived while the connection was being finalized and belong to the session.
     pub input_events: Vec<Vec<u8>>,
+    /// What a [`Reactivation`](super::Reactivation) continues from; none while one is running.
+    pub(super) acceptor: Option<Box<Acceptor>>,
 }
 
 impl Handshake {
+    pub(super) fn take_acceptor(&mut self) -> Option<Acceptor> {
+        self.acceptor.take().map(|acceptor| *acceptor)
+    }
+
+    pub(super) fn park_acceptor(&mut self, acceptor: Acceptor) {
+        self.acceptor = Some(Box::new(acceptor));
+    }
+
     /// The id of a static channel, by name, without regard to case.
     #[must_use]
     pub fn channel_id(&self, name: &str) -> Option<u16> {
         self.static_channels.iter().find(|(have, _)| have.eq_ignore_ascii_case(name)).map(|(_, id)| *id)
+    }
+}
+
+impl fmt::Debug for Handshake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handshake")
+            .field("user", &self.user)
+            .field("vm", &self.vm)
+            .field("protocol", &self.protocol)
+            .field("client", &self.client)
+            .field("desktop_size", &self.desktop_size)
+            .field("static_channels", &self.static_channels)
+            .finish_non_exhaustive()
     }
 }
 
