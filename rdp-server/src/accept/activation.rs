@@ -18,13 +18,15 @@ use ironrdp_pdu::nego::{ConnectionRequest, RequestFlags, SecurityProtocol};
 use ironrdp_pdu::rdp::ClientInfoPdu;
 use ironrdp_pdu::rdp::capability_sets::CapabilitySet;
 use ironrdp_pdu::rdp::client_info::Credentials;
+use ironrdp_pdu::rdp::headers::ShareDataPdu;
+use ironrdp_pdu::rdp::server_error_info::{ErrorInfo, ProtocolIndependentCode, ServerSetErrorInfoPdu};
 use ironrdp_pdu::x224::X224;
 
 use super::capabilities::capabilities;
 use super::client_data::{self, ConnectData};
 use super::handshake::ClientData;
 use super::pdu_kind::{PduKind, pdu_kind};
-use crate::channels::mcs::encode_disconnect;
+use crate::channels::mcs::{encode_disconnect, encode_share_data};
 use crate::front::Frame;
 
 /// The acceptor's fixed ids.
@@ -135,12 +137,17 @@ impl Activation {
         self.run(out)
     }
 
-    /// The user may not. Appends the reason, for clients that show it, and the end of the connection to `out`.
-    pub(super) fn deny(&self, out: &mut Vec<u8>) {
-        let mut buffer = WriteBuf::new();
-        if self.acceptor.encode_access_denied(&mut buffer).is_ok() {
-            out.extend_from_slice(buffer.filled());
-        }
+    /// The user may not. Appends the reason and the end of the connection to `out`.
+    ///
+    /// The licence comes first, as Windows has it: FreeRDP understands no reason before it. The reason is sent also
+    /// to clients that did not announce that they show it: FreeRDP does not announce it and shows it, and whoever
+    /// does not know the PDU has the connection's end right behind it.
+    pub(super) fn deny(mut self, out: &mut Vec<u8>) {
+        // A licence that cannot be encoded spares the client nothing but the reason.
+        let _ = self.step(&[], out);
+        let reason = ErrorInfo::ProtocolIndependentCode(ProtocolIndependentCode::ServerInsufficientPrivileges);
+        let reason = ShareDataPdu::ServerSetErrorInfo(ServerSetErrorInfoPdu(reason));
+        out.extend(encode_share_data(IO_CHANNEL_ID, reason).unwrap_or_default());
         out.extend(encode_disconnect().unwrap_or_default());
     }
 

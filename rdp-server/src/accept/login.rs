@@ -176,7 +176,7 @@ impl Login {
             return Err(misbehaved(Step::Settings, "no password was to be verified"));
         };
         if !right {
-            self.deny(&activation);
+            self.deny(*activation);
             return Err(AcceptError::WrongCredentials { user: name.account });
         }
         self.outputs.push_back(Output::Authenticated);
@@ -413,7 +413,7 @@ impl Login {
     ) -> Result<(), AcceptError> {
         let target = self.routing.resolve(name.target);
         let Some(vm) = self.gate.authorise(&name.account, &target) else {
-            self.deny(&activation);
+            self.deny(*activation);
             return Err(AcceptError::NotAllowed { user: name.account, target });
         };
         let mut out = Vec::new();
@@ -424,7 +424,7 @@ impl Login {
         Ok(())
     }
 
-    fn deny(&mut self, activation: &Activation) {
+    fn deny(&mut self, activation: Activation) {
         let mut out = Vec::new();
         activation.deny(&mut out);
         self.send(out);
