@@ -1,0 +1,112 @@
+//! What the machine and its processes use, from /proc.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+/// Ticks of /proc/stat per second; the kernel's own constant for user space (USER_HZ).
+const TICKS: f64 = 100.0;
+
+/// A span of time, and how much of the machine others used in it.
+///
+/// Latencies measured while others compute are not comparable: each row of a table says what they used.
+#[derive(Debug)]
+pub(crate) struct Span {
+    own: Vec<u32>,
+    started: Instant,
+    busy: f64,
+    own_time: Duration,
+}
+
+/// Resident memory of a process.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Memory {
+    /// All pages it can see, in MB.
+    pub(crate) rss: f64,
+    /// Pages it shares counted in parts, in MB.
+    pub(crate) pss: f64,
+}
+
+impl Span {
+    /// Starts now; what the processes `own` and this one use is not foreign.
+    pub(crate) fn start(own: &[u32]) -> Result<Self> {
+        let mut own = own.to_vec();
+        own.push(std::process::id());
+        let own_time = total_time(&own)?;
+        Ok(Self { own, started: Instant::now(), busy: busy()?, own_time })
+    }
+
+    /// Processor cores that other processes have used since the start, on average.
+    pub(crate) fn foreign(&self) -> Result<f64> {
+        let elapsed = self.started.elapsed().as_secs_f64().max(1.0 / TICKS);
+        let own = total_time(&self.own)?.saturating_sub(self.own_time).as_secs_f64();
+        let foreign = (busy()? - self.busy - own) / elapsed;
+        Ok((foreign.max(0.0) * 100.0).round() / 100.0)
+    }
+}
+
+/// Processor time of a process: all its threads that still live, to the nanosecond.
+pub(crate) fn processor_time(pid: u32) -> Result<Duration> {
+    let mut total = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("process {pid} is gone"))? {
+        // A thread may end between being listed and being read.
+        let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
+        total += text.split_whitespace().next().and_then(|field| field.parse().ok()).unwrap_or(0);
+    }
+    Ok(Duration::from_nanos(total))
+}
+
+/// Memory of a process.
+pub(crate) fn memory(pid: u32) -> Result<Memory> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
+        .with_context(|| format!("cannot read the memory of process {pid}"))?;
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse::<f64>().ok().map(|kib| kib * 1024.0 / 1e6)
+    };
+    let missing = "smaps_rollup lacks a field";
+    Ok(Memory { rss: field("Rss:").context(missing)?, pss: field("Pss:").context(missing)? })
+}
+
+/// One line that says on what the numbers were taken.
+pub(crate) fn describe() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, name)| name);
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    format!("{cores} × {}, Linux {}", model.unwrap_or("unknown processor"), kernel.trim())
+}
+
+fn total_time(pids: &[u32]) -> Result<Duration> {
+    pids.iter().map(|pid| processor_time(*pid)).sum()
+}
+
+/// Seconds that all cores together were not idle since boot.
+fn busy() -> Result<f64> {
+    let text = fs::read_to_string("/proc/stat")?;
+    let line = text.lines().next().context("/proc/stat is empty")?;
+    let fields: Vec<f64> = line.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
+    // user, nice, system, idle, iowait, irq, softirq, steal
+    let ticks = fields.iter().take(8).sum::<f64>() - fields.iter().skip(3).take(2).sum::<f64>();
+    Ok(ticks / TICKS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_work_is_not_foreign() {
+        let span = Span::start(&[]).unwrap();
+        let before = processor_time(std::process::id()).unwrap();
+        while processor_time(std::process::id()).unwrap() < before + Duration::from_millis(20) {}
+        assert!(span.foreign().unwrap() < 64.0);
+    }
+
+    #[test]
+    fn memory_is_shared_out() {
+        let memory = memory(std::process::id()).unwrap();
+        assert!(memory.pss > 0.0 && memory.pss <= memory.rss);
+    }
+}
