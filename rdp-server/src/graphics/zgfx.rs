@@ -3,8 +3,8 @@
 //! MS-RDPEGFX 2.2.5 `RDP_SEGMENTED_DATA` and 3.1.9.1.2 (the RDP8 bit stream).
 //! <https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpegfx/4ac9bb33-6a4a-4d40-bc0b-5c5e4a5c6b7a>
 //!
-//! Both ends remember the last 2 500 000 bytes, compressed or not. A table of hashes gives one place where the
-//! next bytes may have stood before; if they did, the longest match there is taken at once.
+//! Both ends remember the last 2 500 000 bytes, compressed or not. Two tables of hashes give two places where the
+//! next bytes may have stood before, and the first that matches is taken, unless the next byte has a longer match.
 
 mod bits;
 
@@ -19,11 +19,15 @@ const SLACK: usize = 1 << 20;
 /// Most uncompressed bytes of a segment.
 const MAX_SEGMENT: usize = 65_535;
 
-/// Places remembered by the hash of what stands there, as a power of two.
-const TABLE_BITS: u32 = 16;
+/// Places remembered by the hash of what stands there, as a power of two: by 8 bytes, and by the first 5 of them.
+const LONG_BITS: u32 = 16;
+const SHORT_BITS: u32 = 15;
 
-/// Bytes that are hashed, and the shortest match that is looked for.
-const HASHED: usize = 5;
+/// The shortest match that is looked for.
+const SHORT: usize = 5;
+
+/// A match at least this long is taken without a look at the next place, where a longer one might begin.
+const LONG_ENOUGH: usize = 32;
 
 /// Bytes read at once; the last ones of a segment are not looked for.
 const WORD: usize = 8;
@@ -43,12 +47,13 @@ pub(super) struct Compressor {
     /// Where in `history` matches may begin: what lies before, the client may have forgotten.
     floor: usize,
     /// Place in the stream where bytes with this hash stood last.
-    table: Vec<u32>,
+    long: Vec<u32>,
+    short: Vec<u32>,
 }
 
 impl Compressor {
     pub(super) fn new() -> Self {
-        Self { history: Vec::new(), base: 0, floor: 0, table: vec![0; 1 << TABLE_BITS] }
+        Self { history: Vec::new(), base: 0, floor: 0, long: vec![0; 1 << LONG_BITS], short: vec![0; 1 << SHORT_BITS] }
     }
 
     /// Never again refers to anything compressed so far: right whether or not the client starts over.
@@ -114,37 +119,55 @@ impl Compressor {
     }
 
     fn compress_from(&mut self, start: usize, out: &mut Vec<u8>) {
-        let history = self.history.as_slice();
         let mut bits = BitWriter::new(out);
         let mut literals = start;
         let mut at = start;
-        while at + WORD <= history.len() {
-            let word = word_at(history, at);
-            let entry = &mut self.table[hash(word)];
-            let candidate = to_index(entry.wrapping_sub(self.base));
-            *entry = self.base.wrapping_add(place(at));
-
-            let usable = candidate >= self.floor && candidate < at && at - candidate <= HISTORY;
-            let matched = if usable { match_length(history, candidate, at, word) } else { 0 };
-            if matched < HASHED {
+        while at + WORD <= self.history.len() {
+            let Some(mut found) = self.find(at) else {
                 // The longer nothing was found, the fewer places are tried.
                 at += 1 + (at - literals) / 64;
                 continue;
+            };
+            while found.length < LONG_ENOUGH && at + 1 + WORD <= self.history.len() {
+                let Some(next) = self.find(at + 1).filter(|next| next.length > found.length + 1) else { break };
+                found = next;
+                at += 1;
             }
-            let before = common_suffix(&history[self.floor..candidate], &history[literals..at]);
-            bits.literals(&history[literals..at - before]);
-            bits.copy(at - candidate, matched + before);
-            at += matched;
+            let before = common_suffix(&self.history[self.floor..found.at], &self.history[literals..at]);
+            bits.literals(&self.history[literals..at - before]);
+            bits.copy(at - found.at, found.length + before);
+            at += found.length;
             literals = at;
             // What stands inside the match is found again by its end.
-            let near_end = at - 2;
-            if near_end + WORD <= history.len() {
-                self.table[hash(word_at(history, near_end))] = self.base.wrapping_add(place(near_end));
+            if at - 2 + WORD <= self.history.len() {
+                self.find(at - 2);
             }
         }
-        bits.literals(&history[literals..]);
+        bits.literals(&self.history[literals..]);
         bits.finish();
     }
+
+    /// Where the bytes at `at` stood before; remembers that they stand here.
+    fn find(&mut self, at: usize) -> Option<Match> {
+        let word = word_at(&self.history, at);
+        let here = self.base.wrapping_add(place(at));
+        let long = std::mem::replace(&mut self.long[hash(word, WORD, LONG_BITS)], here);
+        let short = std::mem::replace(&mut self.short[hash(word, SHORT, SHORT_BITS)], here);
+        [long, short].into_iter().find_map(|entry| {
+            let candidate = to_index(entry.wrapping_sub(self.base));
+            if candidate < self.floor || candidate >= at || at - candidate > HISTORY {
+                return None;
+            }
+            let length = match_length(&self.history, candidate, at, word);
+            (length >= SHORT).then_some(Match { at: candidate, length })
+        })
+    }
+}
+
+/// Bytes of the history that stand at another place as well.
+struct Match {
+    at: usize,
+    length: usize,
 }
 
 /// How many bytes at `at`, which begin with `word`, are equal to those at `candidate`.
@@ -174,10 +197,10 @@ fn common_suffix(a: &[u8], b: &[u8]) -> usize {
     a.iter().rev().zip(b.iter().rev()).take_while(|(a, b)| a == b).count()
 }
 
-/// A multiplicative hash of the first bytes.
-fn hash(word: u64) -> usize {
-    let bytes = word << (8 * (WORD - HASHED));
-    to_index(bytes.wrapping_mul(0x9e37_79b1_85eb_ca87) >> (u64::BITS - TABLE_BITS))
+/// A multiplicative hash of the first bytes, of so many bits.
+fn hash(word: u64, bytes: usize, bits: u32) -> usize {
+    let bytes = word << (8 * (WORD - bytes));
+    to_index(bytes.wrapping_mul(0x9e37_79b1_85eb_ca87) >> (u64::BITS - bits))
 }
 
 fn word_at(bytes: &[u8], at: usize) -> u64 {
