@@ -1,0 +1,163 @@
+//! What no definition may say.
+
+use std::path::Path;
+
+use super::parse::About;
+use super::{Boot, Definition, Disk, DiskBus, DiskFormat, IDE_PORTS, MAX_DISKS, MAX_NAME, MEMORY_MIB, MONITORS, VCPUS};
+
+/// Longest kernel command line: what Linux on x86 takes (`COMMAND_LINE_SIZE`), without its end.
+const MAX_CMDLINE: usize = 2047;
+
+/// Something a definition says that cannot be.
+#[derive(Debug)]
+pub(super) struct Problem {
+    pub(super) about: About,
+    pub(super) reason: String,
+}
+
+/// A definition built in code says what cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidDefinition(String);
+
+impl Definition {
+    /// Checks what the types alone do not: ranges, names, paths and what excludes each other.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that cannot be.
+    pub fn validate(&self) -> Result<(), InvalidDefinition> {
+        self.problem().map_or(Ok(()), |problem| Err(InvalidDefinition(problem.reason)))
+    }
+
+    /// The files that must be there when the VM starts and are not, in words.
+    pub(crate) fn missing_files(&self) -> Option<String> {
+        let boot = match &self.boot {
+            Boot::Firmware => Vec::new(),
+            Boot::DirectKernel { kernel, initrd, .. } => {
+                let initrd = initrd.iter().map(|path| ("initrd", path.as_path()));
+                std::iter::once(("kernel", kernel.as_path())).chain(initrd).collect()
+            }
+        };
+        let disks = self.disks.iter().map(|disk| ("disk", disk.path.as_path()));
+        boot.into_iter().chain(disks).find_map(|(what, path)| {
+            let error = std::fs::metadata(path).err()?;
+            Some(format!("{what} {}: {error}", path.display()))
+        })
+    }
+
+    pub(super) fn problem(&self) -> Option<Problem> {
+        name_problem(&self.name)
+            .or_else(|| self.number_problem())
+            .or_else(|| self.boot_problem())
+            .or_else(|| self.disks_problem())
+    }
+
+    fn number_problem(&self) -> Option<Problem> {
+        if !MEMORY_MIB.contains(&self.memory) {
+            let (least, most) = (MEMORY_MIB.start(), MEMORY_MIB.end());
+            return problem(About::Memory, format!("`memory` is {least} to {most} MiB, not {}", self.memory));
+        }
+        if !VCPUS.contains(&self.vcpus) {
+            return problem(About::Vcpus, format!("`vcpus` is 1 to {}, not {}", VCPUS.end(), self.vcpus));
+        }
+        if !MONITORS.contains(&self.monitors) {
+            return problem(About::Monitors, format!("`monitors` is 1 to {}, not {}", MONITORS.end(), self.monitors));
+        }
+        None
+    }
+
+    fn boot_problem(&self) -> Option<Problem> {
+        let Boot::DirectKernel { kernel, initrd, cmdline } = &self.boot else { return None };
+        path_problem(About::Kernel, "kernel", kernel)
+            .or_else(|| path_problem(About::Initrd, "initrd", initrd.as_deref()?))
+            .or_else(|| cmdline_problem(cmdline))
+    }
+
+    fn disks_problem(&self) -> Option<Problem> {
+        if self.disks.len() > MAX_DISKS {
+            return problem(About::Disk(MAX_DISKS), format!("more than {MAX_DISKS} disks"));
+        }
+        let mut ide = 0;
+        for (index, disk) in self.disks.iter().enumerate() {
+            ide += usize::from(disk.bus == DiskBus::Ide);
+            if ide > IDE_PORTS {
+                return problem(About::Disk(index), format!("more than {IDE_PORTS} disks on bus \"ide\""));
+            }
+            let same = self.disks.iter().take(index).position(|other| other.path == disk.path);
+            if let Some(other) = same {
+                let reason = format!("disk {} is the same file as disk {}", index + 1, other + 1);
+                return problem(About::DiskPath(index), reason);
+            }
+            if let Some(found) = disk.problem(index) {
+                return Some(found);
+            }
+        }
+        None
+    }
+}
+
+impl Disk {
+    fn problem(&self, index: usize) -> Option<Problem> {
+        let number = index + 1;
+        if let Some(found) = path_problem(About::DiskPath(index), "path", &self.path) {
+            return Some(found);
+        }
+        if self.cdrom && self.bus == DiskBus::Virtio {
+            return problem(About::Disk(index), format!("disk {number}: a CD needs bus \"ide\" or \"scsi\""));
+        }
+        if self.cdrom && self.format != DiskFormat::Raw {
+            return problem(About::Disk(index), format!("disk {number}: a CD is format \"raw\""));
+        }
+        if self.cdrom && !self.readonly {
+            return problem(About::Disk(index), format!("disk {number}: a CD is read-only"));
+        }
+        if self.readonly && !self.cdrom && self.bus == DiskBus::Ide {
+            let reason = format!("disk {number}: an IDE disk cannot be read-only; take bus \"scsi\" or \"virtio\"");
+            return problem(About::Disk(index), reason);
+        }
+        None
+    }
+}
+
+fn name_problem(name: &str) -> Option<Problem> {
+    let reason = if name.is_empty() {
+        "`name` is empty".into()
+    } else if name.len() > MAX_NAME {
+        format!("`name` is longer than {MAX_NAME} bytes")
+    } else if let Some(bad) = name.chars().find(|c| !c.is_alphanumeric() && !" -_.".contains(*c)) {
+        format!("`name` may not have {bad:?}: letters, digits, ' ', '-', '_' and '.' only")
+    } else if !name.starts_with(char::is_alphanumeric) || name.ends_with([' ', '.']) {
+        "`name` must begin with a letter or digit and not end with ' ' or '.'".into()
+    } else {
+        return None;
+    };
+    problem(About::Name, reason)
+}
+
+fn path_problem(about: About, key: &str, path: &Path) -> Option<Problem> {
+    if !path.is_absolute() {
+        return problem(about, format!("`{key}` must be an absolute path, not {:?}", path.display().to_string()));
+    }
+    // QEMU takes its paths as text.
+    let text = path.to_str();
+    if text.is_none_or(|text| text.chars().any(char::is_control)) {
+        return problem(about, format!("`{key}` may have no control characters and must be UTF-8"));
+    }
+    None
+}
+
+fn cmdline_problem(cmdline: &str) -> Option<Problem> {
+    if cmdline.len() > MAX_CMDLINE {
+        return problem(About::Cmdline, format!("`cmdline` is longer than {MAX_CMDLINE} bytes"));
+    }
+    if cmdline.chars().any(char::is_control) {
+        return problem(About::Cmdline, "`cmdline` may have no control characters");
+    }
+    None
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "every caller returns the answer as its own")]
+fn problem(about: About, reason: impl Into<String>) -> Option<Problem> {
+    Some(Problem { about, reason: reason.into() })
+}

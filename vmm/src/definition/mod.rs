@@ -1,0 +1,169 @@
+//! What a virtual machine is: one TOML file each, checked when it is read.
+//!
+//! * this file: the values,
+//! * [`parse`](Definition::parse): text → [`Definition`], or [`DefinitionError`] with file, line and column,
+//! * `check`: what no value may say,
+//! * `write`: [`Definition`] → text, and the atomic replacement of a file.
+
+mod check;
+mod parse;
+mod write;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+pub use check::InvalidDefinition;
+pub use parse::DefinitionError;
+pub(crate) use write::{replace_file, sync_folder};
+
+/// Longest name of a VM, in bytes.
+pub(crate) const MAX_NAME: usize = 64;
+/// Least and most memory of a VM, in MiB.
+pub(crate) const MEMORY_MIB: std::ops::RangeInclusive<u32> = 16..=1024 * 1024;
+/// Fewest and most virtual processors of a VM.
+pub const VCPUS: std::ops::RangeInclusive<u8> = 1..=32;
+/// Fewest and most monitors of a VM: what virtio-gpu has scanouts for.
+pub const MONITORS: std::ops::RangeInclusive<u8> = 1..=16;
+/// Most disks of a VM; each takes a PCI slot or a port of a controller.
+pub(crate) const MAX_DISKS: usize = 16;
+/// Ports of the machine's IDE (AHCI) controller.
+pub(crate) const IDE_PORTS: usize = 6;
+
+/// A virtual machine as its owner wants it.
+///
+/// A value that came from [`parse`](Self::parse) has been checked; one built in code is checked by
+/// [`validate`](Self::validate) before anything is made of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Definition {
+    /// What people call it; unique on a host without regard to case, and the stem of its file's name.
+    pub name: String,
+    /// What programs call it; never changes.
+    pub uuid: Uuid,
+    /// Memory in MiB.
+    pub memory: u32,
+    /// Virtual processors.
+    pub vcpus: u8,
+    /// How the processors are run.
+    pub accelerator: Accelerator,
+    /// Most monitors the guest may have at once.
+    pub monitors: u8,
+    /// What its network card is connected to.
+    pub network: Network,
+    /// What runs first.
+    pub boot: Boot,
+    /// Disks and drives, in the order the firmware tries them.
+    pub disks: Vec<Disk>,
+}
+
+impl Definition {
+    /// A VM of 512 MiB, one processor, one monitor and a NAT network that starts its firmware and has no disk.
+    #[must_use]
+    pub fn new(name: impl Into<String>, uuid: Uuid) -> Self {
+        Self {
+            name: name.into(),
+            uuid,
+            memory: 512,
+            vcpus: 1,
+            accelerator: Accelerator::Auto,
+            monitors: 1,
+            network: Network::User,
+            boot: Boot::Firmware,
+            disks: Vec::new(),
+        }
+    }
+}
+
+/// How the processors of a VM are run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// By the hardware where a probe shows that it works, else by translation.
+    Auto,
+    /// By the hardware; the VM does not start without.
+    Kvm,
+    /// By translation.
+    Tcg,
+}
+
+/// What a VM's network card is connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// Nothing: there is no card.
+    None,
+    /// The host's networks through address translation, with QEMU's own DHCP and DNS.
+    User,
+}
+
+/// What a VM runs first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Boot {
+    /// The firmware, which looks for something to boot on the disks.
+    Firmware,
+    /// A kernel from the host.
+    DirectKernel {
+        /// The kernel: an ELF with a PVH note, or a bzImage.
+        kernel: PathBuf,
+        /// The initial file system.
+        initrd: Option<PathBuf>,
+        /// The command line of the kernel.
+        cmdline: String,
+    },
+}
+
+/// A disk of a VM, or a drive with a disc in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// The image on the host; absolute.
+    pub path: PathBuf,
+    /// How the image is laid out.
+    pub format: DiskFormat,
+    /// What the guest finds it on.
+    pub bus: DiskBus,
+    /// Whether the guest may only read.
+    pub readonly: bool,
+    /// Whether it is a CD or DVD.
+    pub cdrom: bool,
+}
+
+/// How an image of a disk is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    /// The disk's bytes as they are.
+    Raw,
+    /// QEMU's own.
+    Qcow2,
+    /// Virtual PC's and old Hyper-V's.
+    #[serde(alias = "vpc")]
+    Vhd,
+    /// Hyper-V's.
+    Vhdx,
+    /// VMware's.
+    Vmdk,
+}
+
+/// What a guest finds a disk on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskBus {
+    /// The machine's own controller (AHCI), which every system knows.
+    Ide,
+    /// A virtio-scsi controller.
+    Scsi,
+    /// virtio-blk.
+    Virtio,
+}
+
+impl fmt::Display for Accelerator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        })
+    }
+}

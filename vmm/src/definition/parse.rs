@@ -1,0 +1,355 @@
+//! A definition's text.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use toml::Spanned;
+use uuid::Uuid;
+
+use super::{Accelerator, Boot, Definition, Disk, DiskBus, DiskFormat, Network};
+
+/// Largest definition that is read, in bytes.
+const MAX_FILE: usize = 256 * 1024;
+
+/// Why a definition was refused, and where it says so.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}:{line}:{column}: {reason}", file.display())]
+pub struct DefinitionError {
+    /// The file.
+    pub file: PathBuf,
+    /// Line, from 1.
+    pub line: usize,
+    /// Column in characters, from 1.
+    pub column: usize,
+    /// What is wrong, and what would be right.
+    pub reason: String,
+}
+
+impl DefinitionError {
+    /// An error about the file as a whole.
+    pub(crate) fn whole(file: &Path, reason: impl Into<String>) -> Self {
+        Self { file: file.into(), line: 1, column: 1, reason: reason.into() }
+    }
+
+    /// An error about `span` of `text`.
+    fn at(file: &Path, text: &str, span: Range<usize>, reason: impl Into<String>) -> Self {
+        let before = text.get(..span.start).unwrap_or(text);
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        Self {
+            file: file.into(),
+            line: before.matches('\n').count() + 1,
+            column: before.get(line_start..).map_or(0, |start| start.chars().count()) + 1,
+            reason: reason.into(),
+        }
+    }
+}
+
+impl Definition {
+    /// Reads a definition from the text of `file`, which is only named in errors.
+    ///
+    /// # Errors
+    ///
+    /// The first place that is not TOML, has an unknown key or a wrong type, or says what cannot be.
+    pub fn parse(text: &str, file: &Path) -> Result<Self, DefinitionError> {
+        if text.len() > MAX_FILE {
+            return Err(DefinitionError::whole(file, format!("larger than {MAX_FILE} bytes")));
+        }
+        let read: File = toml::from_str(text).map_err(|error| {
+            DefinitionError::at(file, text, error.span().unwrap_or(0..0), error.message().trim_end())
+        })?;
+        let spans = Spans::of(&read);
+        let definition =
+            read.into_definition().map_err(|(span, reason)| DefinitionError::at(file, text, span, reason))?;
+        definition.problem().map_or(Ok(()), |problem| {
+            Err(DefinitionError::at(file, text, spans.find(problem.about), problem.reason))
+        })?;
+        Ok(definition)
+    }
+
+    /// Reads the definition in `file`.
+    ///
+    /// # Errors
+    ///
+    /// As [`parse`](Self::parse), or that the file cannot be read.
+    pub fn load(file: &Path) -> Result<Self, DefinitionError> {
+        let text = std::fs::read_to_string(file).map_err(|error| DefinitionError::whole(file, error.to_string()))?;
+        Self::parse(&text, file)
+    }
+}
+
+/// What a problem is about; `parse` knows where each of them stands in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum About {
+    Name,
+    Memory,
+    Vcpus,
+    Monitors,
+    Kernel,
+    Initrd,
+    Cmdline,
+    Disk(usize),
+    DiskPath(usize),
+}
+
+/// The keys of the file as they are written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    name: Spanned<String>,
+    uuid: Spanned<String>,
+    memory: Spanned<u32>,
+    #[serde(default = "one")]
+    vcpus: Spanned<u8>,
+    #[serde(default = "auto")]
+    accelerator: Accelerator,
+    #[serde(default = "one")]
+    monitors: Spanned<u8>,
+    #[serde(default = "user")]
+    network: Network,
+    boot: Option<Spanned<BootTable>>,
+    #[serde(default, rename = "disk")]
+    disks: Vec<Spanned<DiskTable>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BootTable {
+    firmware: Option<Spanned<Firmware>>,
+    kernel: Option<Spanned<PathBuf>>,
+    initrd: Option<Spanned<PathBuf>>,
+    cmdline: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Firmware {
+    Bios,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DiskTable {
+    path: Spanned<PathBuf>,
+    format: DiskFormat,
+    #[serde(default = "virtio")]
+    bus: DiskBus,
+    #[serde(default)]
+    readonly: bool,
+    #[serde(default)]
+    cdrom: bool,
+}
+
+type Misplaced = (Range<usize>, String);
+
+impl File {
+    fn into_definition(self) -> Result<Definition, Misplaced> {
+        let uuid = Uuid::parse_str(self.uuid.get_ref())
+            .map_err(|error| (self.uuid.span(), format!("`uuid` is not a UUID: {error}")))?;
+        Ok(Definition {
+            name: self.name.into_inner(),
+            uuid,
+            memory: self.memory.into_inner(),
+            vcpus: self.vcpus.into_inner(),
+            accelerator: self.accelerator,
+            monitors: self.monitors.into_inner(),
+            network: self.network,
+            boot: self.boot.map_or(Ok(Boot::Firmware), into_boot)?,
+            disks: self.disks.into_iter().map(|disk| disk.into_inner().into_disk()).collect(),
+        })
+    }
+}
+
+fn into_boot(table: Spanned<BootTable>) -> Result<Boot, Misplaced> {
+    let whole = table.span();
+    let BootTable { firmware, kernel, initrd, cmdline } = table.into_inner();
+    match (firmware, kernel) {
+        (Some(firmware), Some(_)) => Err((firmware.span(), "`firmware` and `kernel` exclude each other".into())),
+        (None, None) => Err((whole, "`[boot]` needs `firmware = \"bios\"` or `kernel`".into())),
+        (Some(_), None) => match (initrd.map(|key| key.span()), cmdline.map(|key| key.span())) {
+            (Some(span), _) => Err((span, "`initrd` goes with `kernel` only".into())),
+            (_, Some(span)) => Err((span, "`cmdline` goes with `kernel` only".into())),
+            (None, None) => Ok(Boot::Firmware),
+        },
+        (None, Some(kernel)) => Ok(Boot::DirectKernel {
+            kernel: kernel.into_inner(),
+            initrd: initrd.map(Spanned::into_inner),
+            cmdline: cmdline.map(Spanned::into_inner).unwrap_or_default(),
+        }),
+    }
+}
+
+impl DiskTable {
+    fn into_disk(self) -> Disk {
+        Disk {
+            path: self.path.into_inner(),
+            format: self.format,
+            bus: self.bus,
+            // A CD is never written: saying so is not asked of anybody.
+            readonly: self.readonly || self.cdrom,
+            cdrom: self.cdrom,
+        }
+    }
+}
+
+/// Where each value stands in the file.
+struct Spans {
+    name: Range<usize>,
+    memory: Range<usize>,
+    vcpus: Range<usize>,
+    monitors: Range<usize>,
+    kernel: Range<usize>,
+    initrd: Range<usize>,
+    cmdline: Range<usize>,
+    disks: Vec<(Range<usize>, Range<usize>)>,
+}
+
+impl Spans {
+    fn of(file: &File) -> Self {
+        let boot = file.boot.as_ref();
+        let whole = boot.map(Spanned::span).unwrap_or_default();
+        let boot = boot.map(Spanned::get_ref);
+        Self {
+            name: file.name.span(),
+            memory: file.memory.span(),
+            vcpus: file.vcpus.span(),
+            monitors: file.monitors.span(),
+            kernel: boot.and_then(|boot| boot.kernel.as_ref()).map_or(whole.clone(), Spanned::span),
+            initrd: boot.and_then(|boot| boot.initrd.as_ref()).map_or(whole.clone(), Spanned::span),
+            cmdline: boot.and_then(|boot| boot.cmdline.as_ref()).map_or(whole, Spanned::span),
+            disks: file.disks.iter().map(|disk| (disk.span(), disk.get_ref().path.span())).collect(),
+        }
+    }
+
+    fn find(&self, about: About) -> Range<usize> {
+        let found = match about {
+            About::Name => Some(&self.name),
+            About::Memory => Some(&self.memory),
+            About::Vcpus => Some(&self.vcpus),
+            About::Monitors => Some(&self.monitors),
+            About::Kernel => Some(&self.kernel),
+            About::Initrd => Some(&self.initrd),
+            About::Cmdline => Some(&self.cmdline),
+            About::Disk(index) => self.disks.get(index).map(|(table, _)| table),
+            About::DiskPath(index) => self.disks.get(index).map(|(_, path)| path),
+        };
+        found.cloned().unwrap_or_default()
+    }
+}
+
+fn one() -> Spanned<u8> {
+    Spanned::new(0..0, 1)
+}
+
+fn auto() -> Accelerator {
+    Accelerator::Auto
+}
+
+fn user() -> Network {
+    Network::User
+}
+
+fn virtio() -> DiskBus {
+    DiskBus::Virtio
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &str = "name = \"demo\"\nuuid = \"6fa9d1d2-0a37-4d7b-8f6e-0c6c3f5b2a11\"\nmemory = 256\n";
+
+    fn parse(text: &str) -> Result<Definition, DefinitionError> {
+        Definition::parse(text, Path::new("demo.toml"))
+    }
+
+    fn refusal(text: &str) -> String {
+        parse(text).expect_err("must be refused").to_string()
+    }
+
+    #[test]
+    fn the_shortest_definition_has_the_usual_hardware() {
+        let definition = parse(HEAD).expect("valid");
+        let uuid = Uuid::parse_str("6fa9d1d2-0a37-4d7b-8f6e-0c6c3f5b2a11").expect("valid");
+        assert_eq!(definition, Definition { memory: 256, ..Definition::new("demo", uuid) });
+    }
+
+    #[test]
+    fn everything_that_can_be_said_is_read() {
+        let text = format!(
+            "{HEAD}vcpus = 4\naccelerator = \"tcg\"\nmonitors = 3\nnetwork = \"none\"\n\
+             [boot]\nkernel = \"/k\"\ninitrd = \"/i\"\ncmdline = \"quiet\"\n\
+             [[disk]]\npath = \"/a.vhd\"\nformat = \"vpc\"\nbus = \"ide\"\n\
+             [[disk]]\npath = \"/b.iso\"\nformat = \"raw\"\nbus = \"scsi\"\ncdrom = true\n"
+        );
+        let definition = parse(&text).expect("valid");
+        assert_eq!((definition.vcpus, definition.monitors), (4, 3));
+        assert_eq!(definition.accelerator, Accelerator::Tcg);
+        assert_eq!(definition.network, Network::None);
+        let Boot::DirectKernel { initrd, cmdline, .. } = definition.boot else { panic!("a kernel was given") };
+        assert_eq!((initrd, cmdline.as_str()), (Some("/i".into()), "quiet"));
+        assert_eq!(definition.disks[0].format, DiskFormat::Vhd);
+        assert!(definition.disks[1].cdrom && definition.disks[1].readonly);
+    }
+
+    #[test]
+    fn a_refusal_says_where_and_why() {
+        let cases = [
+            ("name = ", "demo.toml:1:8: "),
+            ("nam = \"x\"", "demo.toml:1:1: unknown field `nam`"),
+            ("name = 5", "demo.toml:1:8: invalid type: integer `5`, expected a string"),
+            ("name = \"x\"", "demo.toml:1:1: missing field `uuid`"),
+            ("name = \"x\"\nuuid = \"12\"\nmemory = 64", "demo.toml:2:8: `uuid` is not a UUID"),
+            (&format!("{HEAD}vcpus = 33\n"), "demo.toml:4:9: `vcpus` is 1 to 32, not 33"),
+            (&format!("{HEAD}vcpus = 300\n"), "demo.toml:4:9: invalid value: integer `300`, expected u8"),
+            (&format!("{HEAD}monitors = 0\n"), "demo.toml:4:12: `monitors` is 1 to 16, not 0"),
+            (&format!("{HEAD}  colour = 1\n"), "demo.toml:4:3: unknown field `colour`"),
+            (&format!("{HEAD}accelerator = \"hvf\"\n"), "demo.toml:4:15: unknown variant `hvf`"),
+            (&format!("{HEAD}name = \"again\"\n"), "demo.toml:4:1: duplicate key"),
+            (&HEAD.replace("256", "0"), "demo.toml:3:10: `memory` is 16 to 1048576 MiB, not 0"),
+            (&HEAD.replace("256", "\"1G\""), "demo.toml:3:10: invalid type: string \"1G\", expected u32"),
+            (&HEAD.replace("256", "-1"), "demo.toml:3:10: invalid value: integer `-1`, expected u32"),
+            (&HEAD.replace("demo", "a/b"), "demo.toml:1:8: `name` may not have '/'"),
+            (&HEAD.replace("demo", ".."), "demo.toml:1:8: `name` "),
+            (&HEAD.replace("demo", ""), "demo.toml:1:8: `name` is empty"),
+            (&format!("{HEAD}[boot]\n"), "demo.toml:4:1: `[boot]` needs"),
+            (&format!("{HEAD}[boot]\ninitrd = \"/i\"\n"), "demo.toml:4:1: `[boot]` needs"),
+            (&format!("{HEAD}[boot]\nfirmware = \"bios\"\ncmdline = \"x\"\n"), "demo.toml:6:11: `cmdline` goes with"),
+            (
+                &format!("{HEAD}[boot]\nfirmware = \"bios\"\nkernel = \"/k\"\n"),
+                "demo.toml:5:12: `firmware` and `kernel`",
+            ),
+            (&format!("{HEAD}[boot]\nkernel = \"k\"\n"), "demo.toml:5:10: `kernel` must be an absolute path"),
+            (&format!("{HEAD}[boot]\nkernel = \"/k\"\nkernal = 1\n"), "demo.toml:6:1: unknown field `kernal`"),
+            (
+                &format!(
+                    "{HEAD}[[disk]]\npath = \"/d\"\nformat = \"raw\"\n[[disk]]\npath = \"/d\"\nformat = \"raw\"\n"
+                ),
+                "demo.toml:8:8: disk 2 is the same file as disk 1",
+            ),
+            (&format!("{HEAD}[[disk]]\npath = \"/d\"\nformat = \"vdi\"\n"), "demo.toml:6:10: unknown variant `vdi`"),
+            (&format!("{HEAD}[[disk]]\npath = \"d\"\nformat = \"raw\"\n"), "demo.toml:5:8: `path` must be an absolute"),
+            (
+                &format!("{HEAD}[[disk]]\npath = \"/d\"\nformat = \"raw\"\nbus = \"virtio\"\ncdrom = true\n"),
+                "demo.toml:4:1: disk 1: a CD needs bus",
+            ),
+            ("é = 1", "demo.toml:1:1: "),
+        ];
+        for (text, start) in cases {
+            let said = refusal(text);
+            assert!(said.starts_with(start), "{text:?}\n said {said:?}\n want {start:?}");
+        }
+    }
+
+    #[test]
+    fn columns_count_characters() {
+        let text = format!("{HEAD}disk = [{{ path = \"/é/ü\", format = \"nope\" }}]\n");
+        assert!(refusal(&text).starts_with("demo.toml:4:35: unknown variant `nope`"), "{}", refusal(&text));
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_says_so() {
+        let error = Definition::load(Path::new("/nonexistent/x.toml")).expect_err("missing");
+        assert!(error.to_string().starts_with("/nonexistent/x.toml:1:1: No such file"), "{error}");
+    }
+}

@@ -1,0 +1,193 @@
+//! A definition back to text, and files that are whole or not there.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::{Accelerator, Boot, Definition, Disk, DiskBus, DiskFormat, Network};
+
+impl Definition {
+    /// The text of its file; [`parse`](Self::parse) reads the same value from it.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        let boot = match &self.boot {
+            Boot::Firmware => BootTable { firmware: Some("bios"), ..BootTable::default() },
+            Boot::DirectKernel { kernel, initrd, cmdline } => BootTable {
+                kernel: kernel.to_str(),
+                initrd: initrd.as_deref().and_then(Path::to_str),
+                cmdline: (!cmdline.is_empty()).then_some(cmdline),
+                ..BootTable::default()
+            },
+        };
+        let file = FileTable {
+            name: &self.name,
+            uuid: self.uuid.to_string(),
+            memory: self.memory,
+            vcpus: self.vcpus,
+            accelerator: self.accelerator,
+            monitors: self.monitors,
+            network: self.network,
+            boot,
+            disks: self.disks.iter().map(DiskTable::of).collect(),
+        };
+        // Only maps with keys that are not strings cannot be written, and there are none.
+        toml::to_string(&file).unwrap_or_default()
+    }
+}
+
+/// Puts `text` in place of what `path` names: after a crash there is the old file or the new one, never a mixture.
+pub(crate) fn replace_file(path: &Path, text: &str) -> io::Result<()> {
+    let folder = path.parent().ok_or_else(|| io::Error::other("a file needs a folder"))?;
+    let name = path.file_name().ok_or_else(|| io::Error::other("a file needs a name"))?;
+    let mut temporary = name.to_os_string();
+    temporary.push(format!(".{}.new", std::process::id()));
+    let temporary = folder.join(temporary);
+    let written = write_synced(&temporary, text).and_then(|()| fs::rename(&temporary, path));
+    if let Err(error) = written {
+        // The reason of the first failure is the one to tell; a leftover is harmless.
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
+    }
+    sync_folder(folder)
+}
+
+/// Makes what was created or removed in `folder` last.
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+fn write_synced(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+#[derive(Serialize)]
+struct FileTable<'a> {
+    name: &'a str,
+    uuid: String,
+    memory: u32,
+    vcpus: u8,
+    accelerator: Accelerator,
+    monitors: u8,
+    network: Network,
+    boot: BootTable<'a>,
+    #[serde(rename = "disk", skip_serializing_if = "Vec::is_empty")]
+    disks: Vec<DiskTable<'a>>,
+}
+
+#[derive(Serialize, Default)]
+struct BootTable<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    firmware: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kernel: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    initrd: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cmdline: Option<&'a String>,
+}
+
+#[derive(Serialize)]
+struct DiskTable<'a> {
+    path: &'a Path,
+    format: DiskFormat,
+    bus: DiskBus,
+    readonly: bool,
+    cdrom: bool,
+}
+
+impl<'a> DiskTable<'a> {
+    fn of(disk: &'a Disk) -> Self {
+        Self { path: &disk.path, format: disk.format, bus: disk.bus, readonly: disk.readonly, cdrom: disk.cdrom }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn path() -> impl Strategy<Value = PathBuf> {
+        "/[a-zA-Z0-9 ,=\"'\\\\é/._-]{1,40}".prop_map(PathBuf::from)
+    }
+
+    fn boot() -> impl Strategy<Value = Boot> {
+        let kernel = (path(), proptest::option::of(path()), "[ -~]{0,60}")
+            .prop_map(|(kernel, initrd, cmdline)| Boot::DirectKernel { kernel, initrd, cmdline });
+        prop_oneof![Just(Boot::Firmware), kernel]
+    }
+
+    fn disk() -> impl Strategy<Value = Disk> {
+        let formats = prop_oneof![
+            Just(DiskFormat::Raw),
+            Just(DiskFormat::Qcow2),
+            Just(DiskFormat::Vhd),
+            Just(DiskFormat::Vhdx),
+            Just(DiskFormat::Vmdk)
+        ];
+        let buses = prop_oneof![Just(DiskBus::Ide), Just(DiskBus::Scsi), Just(DiskBus::Virtio)];
+        (path(), formats, buses, any::<bool>(), any::<bool>()).prop_map(|(path, format, bus, readonly, cdrom)| Disk {
+            path,
+            format,
+            bus,
+            readonly,
+            cdrom,
+        })
+    }
+
+    fn definition() -> impl Strategy<Value = Definition> {
+        let numbers = (16_u32..5000, 0_u8..40, 0_u8..20);
+        ("[a-zA-Z0-9 ._-]{1,20}", any::<u128>(), numbers, boot(), proptest::collection::vec(disk(), 0..5)).prop_map(
+            |(name, uuid, (memory, vcpus, monitors), boot, disks)| Definition {
+                memory,
+                vcpus,
+                monitors,
+                boot,
+                disks,
+                ..Definition::new(name, Uuid::from_u128(uuid))
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn a_valid_definition_is_read_as_it_was_written_and_an_invalid_one_refused(definition in definition()) {
+            let read = Definition::parse(&definition.to_toml(), Path::new("x.toml"));
+            match definition.validate() {
+                Ok(()) => prop_assert_eq!(read, Ok(definition)),
+                // A CD is read-only without saying so.
+                Err(_) if definition.disks.iter().any(|disk| disk.cdrom && !disk.readonly) => {}
+                Err(error) => prop_assert_eq!(read.map_err(|read| read.reason), Err(error.to_string())),
+            }
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused_at_a_place_that_exists(text in "[ -~\n\té]{0,200}") {
+            if let Err(error) = Definition::parse(&text, Path::new("x.toml")) {
+                prop_assert!(error.line >= 1 && error.line <= text.matches('\n').count() + 1);
+                prop_assert!(error.column >= 1 && error.column <= text.chars().count() + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_replaced_is_left_as_it_was() {
+        let folder = std::env::temp_dir().join(format!("fanlight-write-{}", std::process::id()));
+        fs::create_dir(&folder).expect("temporary folder");
+        let file = folder.join("vm.toml");
+        replace_file(&file, "one").expect("written");
+        replace_file(&file, "two").expect("replaced");
+        assert_eq!(fs::read_to_string(&file).expect("there"), "two");
+        assert!(replace_file(&folder.join("missing/vm.toml"), "x").is_err());
+        assert_eq!(fs::read_dir(&folder).expect("there").count(), 1, "no temporary file stays");
+        fs::remove_dir_all(&folder).expect("removed");
+    }
+}
