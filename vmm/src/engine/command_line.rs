@@ -1,0 +1,246 @@
+//! What QEMU is told, as a value.
+
+use serde_json::json;
+
+use crate::definition::{Accelerator, Boot, Definition, Disk, DiskBus, DiskFormat, Network};
+
+/// The name QMP knows the primary display device by.
+pub(crate) const DISPLAY_DEVICE: &str = "gpu0";
+
+/// What a start adds to the definition.
+#[derive(Debug, Clone)]
+pub(crate) struct Launch {
+    /// How the processors are run; never [`Accelerator::Auto`].
+    pub(crate) accelerator: Accelerator,
+    /// Which of the disks are block devices of the host.
+    pub(crate) block_devices: Vec<bool>,
+}
+
+/// QEMU's arguments for `definition`.
+///
+/// QMP listens on standard input, where the process finds a socket that we have bound: paths of sockets
+/// are limited to 108 bytes, those of folders are not. The processors wait for `cont`, so that
+/// the display is there before the first line of the firmware.
+pub(crate) fn arguments(definition: &Definition, launch: &Launch) -> Vec<String> {
+    let mut arguments = Arguments(Vec::new());
+    arguments.identity(definition);
+    arguments.processors(definition, launch.accelerator);
+    arguments.control();
+    arguments.display(definition.monitors);
+    arguments.devices(definition);
+    arguments.boot(&definition.boot);
+    let block_devices = launch.block_devices.iter().copied().chain(std::iter::repeat(false));
+    for (index, (disk, block_device)) in definition.disks.iter().zip(block_devices).enumerate() {
+        arguments.disk(index, disk, block_device, &definition.disks);
+    }
+    arguments.0
+}
+
+struct Arguments(Vec<String>);
+
+impl Arguments {
+    fn option(&mut self, name: &str, value: impl Into<String>) {
+        self.0.push(name.into());
+        self.0.push(value.into());
+    }
+
+    fn device(&mut self, value: impl Into<String>) {
+        self.option("-device", value);
+    }
+
+    fn identity(&mut self, definition: &Definition) {
+        self.option("-name", format!("guest={}", definition.name));
+        self.option("-uuid", definition.uuid.to_string());
+        self.0.push("-nodefaults".into());
+        self.0.push("-no-user-config".into());
+        // A guest that takes QEMU over must not start programs, change users or use forgotten system calls.
+        self.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny");
+    }
+
+    fn processors(&mut self, definition: &Definition, accelerator: Accelerator) {
+        self.option("-machine", "q35,memory-backend=ram0");
+        // Shared, so that later a vhost-user device can be given the guest's memory.
+        self.option("-object", format!("memory-backend-memfd,id=ram0,size={}M,share=on", definition.memory));
+        self.option("-m", format!("{}M", definition.memory));
+        self.option("-smp", definition.vcpus.to_string());
+        self.option("-accel", if accelerator == Accelerator::Kvm { "kvm" } else { "tcg,thread=multi" });
+        self.option("-cpu", cpu(accelerator));
+        self.option("-rtc", "base=utc");
+    }
+
+    fn control(&mut self) {
+        self.option("-chardev", "socket,id=qmp,fd=0,server=on,wait=off");
+        self.option("-mon", "chardev=qmp,mode=control");
+        self.0.push("-S".into());
+        // A guest that goes down leaves QEMU standing, so that we learn why even when we were not there.
+        self.option("-action", "shutdown=pause,panic=pause");
+    }
+
+    fn display(&mut self, monitors: u8) {
+        self.option("-display", "dbus,p2p=yes");
+        self.device(format!("virtio-vga,id={DISPLAY_DEVICE},max_outputs={monitors}"));
+    }
+
+    fn devices(&mut self, definition: &Definition) {
+        self.device("virtio-keyboard-pci,id=keyboard0");
+        // virtio-multitouch is left out: beside it the tablet takes the touch screen's BTN_TOUCH (QEMU 10.0).
+        self.device("virtio-tablet-pci,id=tablet0");
+        self.device("qemu-xhci,id=usb0,p2=8,p3=8");
+        self.device("virtio-serial-pci,id=serial0");
+        self.device("virtio-balloon-pci,id=balloon0,deflate-on-oom=on");
+        if definition.network == Network::User {
+            self.option("-netdev", "user,id=net0");
+            self.device(format!("virtio-net-pci,id=nic0,netdev=net0,mac={}", mac(definition)));
+        }
+    }
+
+    fn boot(&mut self, boot: &Boot) {
+        let Boot::DirectKernel { kernel, initrd, cmdline } = boot else { return };
+        self.option("-kernel", kernel.display().to_string());
+        if let Some(initrd) = initrd {
+            self.option("-initrd", initrd.display().to_string());
+        }
+        if !cmdline.is_empty() {
+            self.option("-append", cmdline.as_str());
+        }
+    }
+
+    fn disk(&mut self, index: usize, disk: &Disk, block_device: bool, all: &[Disk]) {
+        self.option("-blockdev", blockdev(index, disk, block_device));
+        let before = all.iter().take(index).filter(|other| other.bus == disk.bus).count();
+        let device = match (disk.bus, disk.cdrom) {
+            (DiskBus::Virtio, _) => "virtio-blk-pci".into(),
+            (DiskBus::Scsi, cdrom) => {
+                if before == 0 {
+                    self.device("virtio-scsi-pci,id=scsi0");
+                }
+                format!("{},bus=scsi0.0", if cdrom { "scsi-cd" } else { "scsi-hd" })
+            }
+            (DiskBus::Ide, cdrom) => format!("{},bus=ide.{before}", if cdrom { "ide-cd" } else { "ide-hd" }),
+        };
+        self.device(format!("{device},id=disk{index},drive=image{index},bootindex={}", index + 1));
+    }
+}
+
+/// The processor model; the probe of the accelerator uses the same.
+pub(crate) fn cpu(accelerator: Accelerator) -> &'static str {
+    // Translating the newer instructions of `max` costs more than they save.
+    if accelerator == Accelerator::Kvm { "host" } else { "qemu64" }
+}
+
+fn blockdev(index: usize, disk: &Disk, block_device: bool) -> String {
+    let format = match disk.format {
+        DiskFormat::Raw => "raw",
+        DiskFormat::Qcow2 => "qcow2",
+        DiskFormat::Vhd => "vpc",
+        DiskFormat::Vhdx => "vhdx",
+        DiskFormat::Vmdk => "vmdk",
+    };
+    let file = if block_device { "host_device" } else { "file" };
+    json!({
+        "node-name": format!("image{index}"),
+        "driver": format,
+        "read-only": disk.readonly,
+        "discard": "unmap",
+        "file": { "driver": file, "filename": disk.path },
+    })
+    .to_string()
+}
+
+/// A locally administered address that stays the same for the life of the VM.
+fn mac(definition: &Definition) -> String {
+    let [.., a, b, c] = *definition.uuid.as_bytes();
+    format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    const UUID: Uuid = Uuid::from_u128(0x6fa9_d1d2_0a37_4d7b_8f6e_0c6c_3f5b_2a11);
+
+    fn build(definition: &Definition) -> Vec<String> {
+        arguments(definition, &Launch { accelerator: Accelerator::Tcg, block_devices: vec![] })
+    }
+
+    fn values<'a>(arguments: &'a [String], option: &str) -> Vec<&'a str> {
+        arguments.windows(2).filter(|pair| pair[0] == option).map(|pair| pair[1].as_str()).collect()
+    }
+
+    fn disk(bus: DiskBus, cdrom: bool) -> Disk {
+        Disk { path: format!("/{bus:?}.{cdrom}").into(), format: DiskFormat::Raw, bus, readonly: cdrom, cdrom }
+    }
+
+    #[test]
+    fn the_usual_hardware_is_there() {
+        let definition = Definition { monitors: 3, vcpus: 2, ..Definition::new("demo", UUID) };
+        let arguments = build(&definition);
+        let devices = values(&arguments, "-device");
+        assert!(devices.contains(&"virtio-vga,id=gpu0,max_outputs=3"));
+        for kind in ["keyboard", "tablet", "serial", "balloon", "net"] {
+            assert_eq!(devices.iter().filter(|device| device.starts_with(&format!("virtio-{kind}-pci"))).count(), 1);
+        }
+        assert!(devices.contains(&"virtio-net-pci,id=nic0,netdev=net0,mac=52:54:00:5b:2a:11"));
+        assert_eq!(values(&arguments, "-smp"), ["2"]);
+        assert_eq!(values(&arguments, "-accel"), ["tcg,thread=multi"]);
+        assert_eq!(values(&arguments, "-cpu"), ["qemu64"]);
+        assert_eq!(values(&arguments, "-object"), ["memory-backend-memfd,id=ram0,size=512M,share=on"]);
+        assert!(!arguments.contains(&"-kernel".into()));
+    }
+
+    #[test]
+    fn without_a_network_there_is_no_card() {
+        let arguments = build(&Definition { network: Network::None, ..Definition::new("demo", UUID) });
+        assert!(values(&arguments, "-netdev").is_empty());
+        assert!(!values(&arguments, "-device").iter().any(|device| device.starts_with("virtio-net")));
+    }
+
+    #[test]
+    fn a_kernel_is_given_as_it_is() {
+        let boot = Boot::DirectKernel {
+            kernel: "/k,1".into(),
+            initrd: Some("/i".into()),
+            cmdline: "console=tty0 a=\"b,c\"".into(),
+        };
+        let arguments = build(&Definition { boot, ..Definition::new("demo", UUID) });
+        assert_eq!(values(&arguments, "-kernel"), ["/k,1"]);
+        assert_eq!(values(&arguments, "-append"), ["console=tty0 a=\"b,c\""]);
+    }
+
+    #[test]
+    fn disks_sit_on_their_buses_in_boot_order() {
+        let disks = vec![
+            disk(DiskBus::Ide, false),
+            disk(DiskBus::Scsi, false),
+            disk(DiskBus::Ide, true),
+            disk(DiskBus::Scsi, true),
+            disk(DiskBus::Virtio, false),
+        ];
+        let arguments = build(&Definition { disks, ..Definition::new("demo", UUID) });
+        let devices = values(&arguments, "-device");
+        let expected = [
+            "ide-hd,bus=ide.0,id=disk0,drive=image0,bootindex=1",
+            "virtio-scsi-pci,id=scsi0",
+            "scsi-hd,bus=scsi0.0,id=disk1,drive=image1,bootindex=2",
+            "ide-cd,bus=ide.1,id=disk2,drive=image2,bootindex=3",
+            "scsi-cd,bus=scsi0.0,id=disk3,drive=image3,bootindex=4",
+            "virtio-blk-pci,id=disk4,drive=image4,bootindex=5",
+        ];
+        assert_eq!(devices[devices.len() - expected.len()..], expected);
+    }
+
+    #[test]
+    fn a_path_with_commas_and_quotes_stays_one_path() {
+        let image = Disk { path: "/a,b=\"c\".vhd".into(), format: DiskFormat::Vhd, ..disk(DiskBus::Virtio, false) };
+        let definition = Definition { disks: vec![image], ..Definition::new("demo", UUID) };
+        let launch = Launch { accelerator: Accelerator::Kvm, block_devices: vec![true] };
+        let arguments = arguments(&definition, &launch);
+        let node: serde_json::Value = serde_json::from_str(values(&arguments, "-blockdev")[0]).expect("JSON");
+        assert_eq!(node["driver"], "vpc");
+        assert_eq!(node["file"]["filename"], "/a,b=\"c\".vhd");
+        assert_eq!(node["file"]["driver"], "host_device");
+        assert_eq!(values(&arguments, "-cpu"), ["host"]);
+    }
+}

@@ -1,0 +1,141 @@
+//! The QEMU process: started so that it outlives us, watched, and ended by what cannot be mistaken for another.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::runtime_folder::{ProcessStamp, RuntimeFolder};
+
+/// Becomes QEMU without losing its process: notes who it is, lets go of files that our own parent left
+/// open in us (a lock or a pipe of a script would otherwise stay held), and leaves our session.
+///
+/// `$0` is the file for the note, `$@` QEMU and its arguments.
+const LAUNCHER: &str = r#"
+set -e
+read -r boot < /proc/sys/kernel/random/boot_id
+read -r stat < /proc/$$/stat
+printf '%s\n%s\n' "$boot" "$stat" > "$0"
+exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-
+exec setsid "$@"
+"#;
+
+/// A QEMU process of this host, ours or one that an earlier gateway started.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pid: u32,
+    pidfd: AsyncFd<OwnedFd>,
+    /// Known once it was asked for: the kernel tells it once.
+    exit: OnceLock<Exit>,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// With a code.
+    Code(i32),
+    /// By a signal.
+    Signal(i32),
+    /// It was another's child, so nobody tells us.
+    Unknown,
+}
+
+impl Process {
+    /// Starts QEMU with `arguments`; it answers QMP on `listener`.
+    pub(crate) fn start(
+        qemu: &Path,
+        arguments: &[String],
+        folder: &RuntimeFolder,
+        listener: UnixListener,
+    ) -> io::Result<Self> {
+        let log = folder.new_log()?;
+        let child = Command::new("/bin/sh")
+            .args(["-c", LAUNCHER])
+            .arg(folder.pid_file())
+            .arg(qemu)
+            .args(arguments)
+            .current_dir("/")
+            .stdin(Stdio::from(OwnedFd::from(listener)))
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        // `Child` does not end or reap anything when it is dropped; the pidfd does both.
+        let pid = Pid::from_child(&child);
+        Self::open(pid)
+    }
+
+    /// The process that `folder` tells of, if it still runs.
+    pub(crate) fn find(folder: &RuntimeFolder) -> io::Result<Option<Self>> {
+        let Some(stamp) = folder.stamp() else { return Ok(None) };
+        let Some(pid) = Pid::from_raw(stamp.pid) else { return Ok(None) };
+        let process = match Self::open(pid) {
+            Ok(process) => process,
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        // Only now the number cannot be given to another process unnoticed.
+        if ProcessStamp::of(stamp.pid) == Some(stamp) { Ok(Some(process)) } else { Ok(None) }
+    }
+
+    /// Its number, for people.
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Waits until it has ended. Cancel safe.
+    pub(crate) async fn ended(&self) -> Exit {
+        // A pidfd that cannot be waited for any more is of a process that is gone.
+        let _ = self.pidfd.ready(Interest::READABLE).await;
+        *self.exit.get_or_init(|| reap(self.pidfd.get_ref()))
+    }
+
+    /// Ends it at once.
+    pub(crate) fn kill(&self) {
+        if let Err(error) = pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL)
+            && error != rustix::io::Errno::SRCH
+        {
+            tracing::warn!(pid = self.pid, %error, "cannot kill QEMU");
+        }
+    }
+
+    fn open(pid: Pid) -> io::Result<Self> {
+        let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
+        #[expect(
+            deprecated,
+            reason = "its successor is `unsafe` for types that may not own what they name; this one does"
+        )]
+        let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE)?;
+        Ok(Self { pid: pid.as_raw_nonzero().get().unsigned_abs(), pidfd, exit: OnceLock::new() })
+    }
+}
+
+/// How a process that has ended did; its number is free afterwards.
+fn reap(pidfd: &OwnedFd) -> Exit {
+    match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {
+        Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => Exit::Code(code),
+            (_, Some(signal)) => Exit::Signal(signal),
+            _ => Exit::Unknown,
+        },
+        // Not our child.
+        _ => Exit::Unknown,
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "with exit code {code}"),
+            Self::Signal(9) => write!(f, "by signal 9 (killed)"),
+            Self::Signal(signal) => write!(f, "by signal {signal}"),
+            Self::Unknown => write!(f, "while nobody watched"),
+        }
+    }
+}
