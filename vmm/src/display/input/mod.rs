@@ -1,0 +1,29 @@
+//! Keys and pointers on their way into the guest.
+//!
+//! * `queue`: what callers have sent and QEMU has not been told yet; bounded, in order,
+//! * `keyboard`, `pointer`: events → what QEMU's keyboard and mouse understand, pure,
+//! * `us_layout`: characters → keys,
+//! * `pump`: the task that carries the one to the other.
+
+mod keyboard;
+mod pointer;
+mod pump;
+mod queue;
+mod us_layout;
+
+pub(super) use pump::{InputState, Pump};
+pub use queue::InputFull;
+pub(super) use queue::SharedQueue;
+
+/// What QEMU is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Action {
+    /// A key by QEMU's number for it.
+    Key(u32, console::KeyState),
+    /// A button by QEMU's number for it.
+    Button(u32, console::KeyState),
+    /// The pointer, to a pixel.
+    MoveTo(u32, u32),
+    /// The pointer, by a distance.
+    MoveBy(i32, i32),
+}
