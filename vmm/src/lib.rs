@@ -1,1 +1,34 @@
-//! Skeleton.
+//! Virtual machines on QEMU: what they are, how they live, what they show.
+//!
+//! ```text
+//! Host ──▶ Vm ──▶ lifecycle::driver ──▶ engine (process, QMP) ──▶ QEMU
+//!           └──▶ Console, Viewer ◀── display (D-Bus, shared pictures) ◀──┘
+//! ```
+//!
+//! * [`definition`]: a VM as a TOML file,
+//! * [`host`]: all VMs; takes back QEMUs that outlived the gateway,
+//! * [`vm`]: the handle everybody else uses,
+//! * [`lifecycle`]: states, requests, and the one task per VM that changes anything,
+//! * [`engine`]: QEMU's command line as a value, its process, its monitor protocol,
+//! * [`accelerator`]: whether KVM really works here,
+//! * [`display`]: pictures and cursors out of QEMU, keys and pointers into it.
+//!
+//! Nothing here knows RDP; what passes to and from a remote desktop are the nouns of `console`.
+
+mod accelerator;
+mod definition;
+mod display;
+mod engine;
+mod host;
+mod lifecycle;
+mod vm;
+
+pub use accelerator::AcceleratorReport;
+pub use definition::{
+    Accelerator, Boot, Definition, DefinitionError, Disk, DiskBus, DiskFormat, InvalidDefinition, MONITORS, Network,
+    VCPUS,
+};
+pub use display::{Console, InputFull, Viewer};
+pub use host::{Deadlines, Host, HostConfig, HostError};
+pub use lifecycle::{Refusal, Request, RequestError, Status, VmState};
+pub use vm::Vm;

@@ -1,0 +1,286 @@
+//! All virtual machines of one host.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Mutex as AsyncMutex, OnceCell};
+use uuid::Uuid;
+
+use crate::accelerator::{self, AcceleratorReport};
+use crate::definition::{Definition, DefinitionError, InvalidDefinition, replace_file};
+use crate::lifecycle::RequestError;
+use crate::vm::Vm;
+
+/// How a host is set up.
+#[derive(Debug, Clone)]
+pub struct HostConfig {
+    /// The folder of the definitions, one `NAME.toml` per VM.
+    pub definitions: PathBuf,
+    /// The folder of the runtime facts, one folder per VM.
+    pub runtime: PathBuf,
+    /// The QEMU to run; `qemu-system-x86_64` on the path when none is named.
+    pub qemu: Option<PathBuf>,
+    /// How long things may take.
+    pub deadlines: Deadlines,
+}
+
+/// How long things may take before they have failed.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadlines {
+    /// One command of QEMU's monitor.
+    pub command: Duration,
+    /// From starting QEMU to its first answer.
+    pub start: Duration,
+    /// From asking QEMU to end, or killing it, to its end.
+    pub end: Duration,
+    /// From asking the guest to shut down to its having done so.
+    pub guest_shutdown: Duration,
+    /// Between two looks at a QEMU of which nothing is heard.
+    pub heartbeat: Duration,
+    /// The probe of the accelerator.
+    pub probe: Duration,
+}
+
+/// All virtual machines of one host. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Host {
+    shared: Arc<HostShared>,
+    machines: Arc<Machines>,
+}
+
+/// What the drivers of all VMs share.
+#[derive(Debug)]
+pub(crate) struct HostShared {
+    pub(crate) config: HostConfig,
+    pub(crate) qemu: PathBuf,
+    probed: OnceCell<AcceleratorReport>,
+}
+
+#[derive(Debug, Default)]
+struct Machines {
+    vms: Mutex<BTreeMap<Uuid, Vm>>,
+    problems: Mutex<Vec<DefinitionError>>,
+    /// One creation or deletion at a time.
+    changing: AsyncMutex<()>,
+}
+
+/// The host cannot do that.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// A folder or file cannot be used.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The definition says what cannot be.
+    #[error(transparent)]
+    Invalid(#[from] InvalidDefinition),
+    /// Another VM has the name or the UUID.
+    #[error("there is already a VM with the {what} {value}")]
+    Taken {
+        /// `name` or `uuid`.
+        what: &'static str,
+        /// Which.
+        value: String,
+    },
+    /// There is no such VM.
+    #[error("there is no VM {0}")]
+    Unknown(String),
+    /// The VM refused.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+}
+
+impl HostConfig {
+    /// A host with its definitions in `definitions` and its runtime facts in `runtime`.
+    #[must_use]
+    pub fn new(definitions: impl Into<PathBuf>, runtime: impl Into<PathBuf>) -> Self {
+        Self { definitions: definitions.into(), runtime: runtime.into(), qemu: None, deadlines: Deadlines::default() }
+    }
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            command: Duration::from_secs(10),
+            start: Duration::from_secs(20),
+            end: Duration::from_secs(20),
+            guest_shutdown: Duration::from_secs(120),
+            heartbeat: Duration::from_secs(15),
+            probe: Duration::from_secs(4),
+        }
+    }
+}
+
+impl Host {
+    /// Reads the definitions and takes back each QEMU that still runs.
+    ///
+    /// A definition that cannot be read is kept among the [`problems`](Self::problems) and stops nothing else.
+    ///
+    /// # Errors
+    ///
+    /// When a folder cannot be made or read.
+    pub async fn open(config: HostConfig) -> Result<Self, HostError> {
+        for folder in [&config.definitions, &config.runtime] {
+            make_folder(folder).map_err(|error| HostError::Io { path: folder.clone(), error })?;
+        }
+        let config =
+            HostConfig { definitions: absolute(&config.definitions)?, runtime: absolute(&config.runtime)?, ..config };
+        let files = definition_files(&config.definitions)
+            .map_err(|error| HostError::Io { path: config.definitions.clone(), error })?;
+        let qemu = config.qemu.clone().unwrap_or_else(|| "qemu-system-x86_64".into());
+        let shared = Arc::new(HostShared { config, qemu, probed: OnceCell::new() });
+        let host = Self { shared, machines: Arc::default() };
+        let mut waits = Vec::new();
+        for file in files {
+            match host.load(&file) {
+                Ok(definition) => waits.push(host.add(definition, file)),
+                Err(problem) => {
+                    tracing::warn!(%problem, "definition refused");
+                    lock(&host.machines.problems).push(problem);
+                }
+            }
+        }
+        for wait in waits {
+            // A driver that ended can only have panicked; its VM says so when it is asked.
+            let _ = wait.await;
+        }
+        Ok(host)
+    }
+
+    /// All VMs, by name.
+    #[must_use]
+    pub fn list(&self) -> Vec<Vm> {
+        let mut vms: Vec<Vm> = lock(&self.machines.vms).values().cloned().collect();
+        vms.sort_by_key(|vm| vm.name().to_lowercase());
+        vms
+    }
+
+    /// The VM of that name, whatever its case, or UUID.
+    #[must_use]
+    pub fn find(&self, name_or_uuid: &str) -> Option<Vm> {
+        let vms = lock(&self.machines.vms);
+        let by_uuid = Uuid::parse_str(name_or_uuid).ok().and_then(|uuid| vms.get(&uuid));
+        by_uuid.or_else(|| vms.values().find(|vm| same_name(vm.name(), name_or_uuid))).cloned()
+    }
+
+    /// Adds a VM, and writes its definition.
+    ///
+    /// # Errors
+    ///
+    /// When the definition says what cannot be, its name or UUID is taken, or it cannot be written.
+    pub async fn create(&self, definition: Definition) -> Result<Vm, HostError> {
+        let _changing = self.machines.changing.lock().await;
+        definition.validate()?;
+        if let Some(what) = self.taken(&definition) {
+            let value = if what == "name" { definition.name } else { definition.uuid.to_string() };
+            return Err(HostError::Taken { what, value });
+        }
+        let file = self.shared.config.definitions.join(format!("{}.toml", definition.name));
+        // A file that was refused may be in the way: it is somebody's work.
+        if file.exists() {
+            return Err(HostError::Taken { what: "file", value: file.display().to_string() });
+        }
+        replace_file(&file, &definition.to_toml()).map_err(|error| HostError::Io { path: file.clone(), error })?;
+        let uuid = definition.uuid;
+        // A driver that ended can only have panicked; its VM says so when it is asked.
+        let _ = self.add(definition, file).await;
+        lock(&self.machines.vms).get(&uuid).cloned().ok_or_else(|| HostError::Unknown(uuid.to_string()))
+    }
+
+    /// Forgets a VM that is off: its definition and runtime facts. Its disks stay.
+    ///
+    /// # Errors
+    ///
+    /// When there is none of that name or UUID, or it is on.
+    pub async fn delete(&self, name_or_uuid: &str) -> Result<(), HostError> {
+        let _changing = self.machines.changing.lock().await;
+        let vm = self.find(name_or_uuid).ok_or_else(|| HostError::Unknown(name_or_uuid.into()))?;
+        vm.delete().await?;
+        lock(&self.machines.vms).remove(&vm.uuid());
+        Ok(())
+    }
+
+    /// The definitions that were refused.
+    #[must_use]
+    pub fn problems(&self) -> Vec<DefinitionError> {
+        lock(&self.machines.problems).clone()
+    }
+
+    /// Which accelerator works here. The first call finds out, which takes seconds at most.
+    pub async fn probe_accelerator(&self) -> AcceleratorReport {
+        self.shared.probe().await
+    }
+
+    fn load(&self, file: &Path) -> Result<Definition, DefinitionError> {
+        let definition = Definition::load(file)?;
+        if file.file_stem().is_none_or(|stem| stem != definition.name.as_str()) {
+            let reason = format!("the file of a VM named {:?} is \"{}.toml\"", definition.name, definition.name);
+            return Err(DefinitionError::whole(file, reason));
+        }
+        match self.taken(&definition) {
+            Some(what) => Err(DefinitionError::whole(file, format!("another VM has the same {what}"))),
+            None => Ok(definition),
+        }
+    }
+
+    fn taken(&self, definition: &Definition) -> Option<&'static str> {
+        let vms = lock(&self.machines.vms);
+        if vms.values().any(|vm| same_name(vm.name(), &definition.name)) {
+            return Some("name");
+        }
+        vms.contains_key(&definition.uuid).then_some("uuid")
+    }
+
+    fn add(&self, definition: Definition, file: PathBuf) -> tokio::sync::oneshot::Receiver<()> {
+        let uuid = definition.uuid;
+        let (vm, ready) = Vm::spawn(self.shared.clone(), definition, file);
+        lock(&self.machines.vms).insert(uuid, vm);
+        ready
+    }
+}
+
+impl HostShared {
+    pub(crate) async fn probe(&self) -> AcceleratorReport {
+        let probe = || accelerator::probe(&self.qemu, &self.config.runtime, self.config.deadlines.probe);
+        self.probed.get_or_init(probe).await.clone()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn same_name(a: &str, b: &str) -> bool {
+    a.to_lowercase() == b.to_lowercase()
+}
+
+fn make_folder(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// QEMU has another working folder than we.
+fn absolute(path: &Path) -> Result<PathBuf, HostError> {
+    std::path::absolute(path).map_err(|error| HostError::Io { path: path.into(), error })
+}
+
+/// The definitions in `folder`, in the order of their names: of two that exclude each other the first counts.
+fn definition_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}

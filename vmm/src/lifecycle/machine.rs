@@ -1,0 +1,268 @@
+//! One QEMU with all that hangs on it: its process, its monitor, its display.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::display::{Display, Link};
+use crate::engine::{Event, Exit, Process, Qmp, QmpError, RuntimeFolder};
+use crate::host::Deadlines;
+
+/// Lines of QEMU's output that a reason quotes.
+const REASON_LINES: usize = 6;
+
+/// A QEMU, which may or may not answer.
+#[derive(Debug)]
+pub(super) struct Machine {
+    process: Process,
+    folder: RuntimeFolder,
+    deadlines: Deadlines,
+    /// None while QEMU does not answer.
+    monitor: Option<Monitor>,
+    link: Option<Link>,
+}
+
+#[derive(Debug)]
+struct Monitor {
+    qmp: Qmp,
+    events: mpsc::Receiver<Event>,
+}
+
+/// What QEMU does by itself.
+#[derive(Debug)]
+pub(super) enum Happening {
+    /// It says so.
+    Event(Event),
+    /// Its monitor ended, but it did not.
+    MonitorLost,
+    /// Its display ended, but it did not.
+    DisplayLost,
+    /// It ended.
+    Ended(Exit),
+}
+
+/// What QEMU's processors do, in QEMU's words, and what they amount to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RunState {
+    Running,
+    /// They stand still, for the reason given if it is not that somebody asked for it.
+    Paused(Option<&'static str>),
+    /// The guest has shut down.
+    ShutDown,
+    /// QEMU cannot go on with this guest.
+    Broken,
+}
+
+impl Machine {
+    /// Starts a QEMU that waits for [`resume`](Self::resume).
+    pub(super) async fn start(
+        qemu: &Path,
+        arguments: &[String],
+        folder: RuntimeFolder,
+        deadlines: Deadlines,
+    ) -> Result<Self, String> {
+        let listener = folder.listen().map_err(|error| format!("cannot make the monitor's socket: {error}"))?;
+        let process = Process::start(qemu, arguments, &folder, listener)
+            .map_err(|error| format!("cannot start {}: {error}", qemu.display()))?;
+        let mut machine = Self { process, folder, deadlines, monitor: None, link: None };
+        match machine.connect(deadlines.start).await {
+            Ok(()) => Ok(machine),
+            Err(reason) => {
+                let end = machine.end_by_force().await;
+                Err(end.map_or(reason.clone(), |end| if end.told { end.reason } else { reason }))
+            }
+        }
+    }
+
+    /// The QEMU that an earlier gateway started, when it still runs.
+    pub(super) fn find(folder: RuntimeFolder, deadlines: Deadlines) -> io::Result<Result<Self, RuntimeFolder>> {
+        Ok(match Process::find(&folder)? {
+            Some(process) => Ok(Self { process, folder, deadlines, monitor: None, link: None }),
+            None => Err(folder),
+        })
+    }
+
+    /// Opens the monitor, unless it is open.
+    pub(super) async fn connect(&mut self, deadline: Duration) -> Result<(), String> {
+        if self.monitor.is_some() {
+            return Ok(());
+        }
+        let open = async {
+            let stream = self.folder.connect().await.map_err(QmpError::Io)?;
+            Qmp::open(stream, self.deadlines.command).await
+        };
+        let opened = tokio::select! {
+            opened = timeout(deadline, open) => opened,
+            exit = self.process.ended() => return Err(self.obituary(exit)),
+        };
+        let (qmp, events) = opened
+            .map_err(|_| format!("QEMU's monitor did not answer within {} s", deadline.as_secs_f32()))?
+            .map_err(|error| error.to_string())?;
+        self.monitor = Some(Monitor { qmp, events });
+        Ok(())
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    pub(super) fn has_display(&self) -> bool {
+        self.link.is_some()
+    }
+
+    /// Shows its pictures on `display` from now on.
+    pub(super) async fn attach(&mut self, display: &Arc<Display>) -> Result<(), String> {
+        self.detach().await;
+        let Some(monitor) = &self.monitor else { return Err("QEMU's monitor is closed".into()) };
+        self.link = Some(Link::attach(&monitor.qmp, display).await.map_err(|error| error.to_string())?);
+        Ok(())
+    }
+
+    /// Waits for the next thing that QEMU does by itself. Cancel safe.
+    pub(super) async fn happening(&mut self) -> Happening {
+        let event = async {
+            match &mut self.monitor {
+                Some(monitor) => monitor.events.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        let display = async {
+            match &mut self.link {
+                Some(link) => link.closed().await,
+                None => std::future::pending().await,
+            }
+        };
+        // Whatever is not taken now is still there the next time.
+        tokio::select! {
+            biased;
+            exit = self.process.ended() => Happening::Ended(exit),
+            event = event => event.map_or_else(|| { self.monitor = None; Happening::MonitorLost }, Happening::Event),
+            () = display => Happening::DisplayLost,
+        }
+    }
+
+    /// Whether something happened that there was no room for.
+    pub(super) fn take_missed_events(&self) -> bool {
+        self.monitor.as_ref().is_some_and(|monitor| monitor.qmp.take_missed_events())
+    }
+
+    pub(super) async fn execute(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        let monitor = self.monitor.as_ref().ok_or(QmpError::Closed)?;
+        monitor.qmp.execute(command, arguments).await
+    }
+
+    pub(super) async fn command(&self, command: &str) -> Result<(), QmpError> {
+        self.execute(command, json!({})).await.map(drop)
+    }
+
+    /// What its processors do.
+    pub(super) async fn run_state(&self) -> Result<RunState, QmpError> {
+        let status = self.execute("query-status", json!({})).await?;
+        Ok(RunState::from_qmp(status["status"].as_str().unwrap_or_default()))
+    }
+
+    /// Ends it: politely when it listens, else by force.
+    pub(super) async fn end(mut self) -> Result<(), String> {
+        self.detach().await;
+        // An answer is welcome and not needed; what counts is that the process ends.
+        let asked = match &self.monitor {
+            Some(monitor) => monitor.qmp.execute("quit", json!({})).await,
+            None => Err(QmpError::Closed),
+        };
+        let listens = match asked {
+            Ok(_) | Err(QmpError::Closed) => self.monitor.is_some(),
+            Err(error) => {
+                tracing::debug!(%error, "QEMU does not quit when asked");
+                false
+            }
+        };
+        if listens && timeout(self.deadlines.end, self.process.ended()).await.is_ok() {
+            self.folder.forget_process();
+            return Ok(());
+        }
+        self.end_by_force().await.map(drop)
+    }
+
+    /// Ends it at once, and says what it had to say.
+    pub(super) async fn end_by_force(mut self) -> Result<End, String> {
+        self.detach().await;
+        // One that ended by itself can tell how; a moment is enough, since its monitor is closed then.
+        let told = timeout(Duration::from_millis(100), self.process.ended()).await.ok();
+        self.process.kill();
+        let exit = match told {
+            Some(exit) => exit,
+            None => timeout(self.deadlines.end, self.process.ended())
+                .await
+                .map_err(|_| format!("QEMU (process {}) does not end even when killed", self.process.pid()))?,
+        };
+        let reason = self.obituary(exit);
+        self.folder.forget_process();
+        Ok(End { told: told.is_some(), reason })
+    }
+
+    /// How it ended and what it said last.
+    pub(super) fn obituary(&self, exit: Exit) -> String {
+        let said = self.folder.log_tail(REASON_LINES);
+        if said.is_empty() { format!("QEMU ended {exit}") } else { format!("QEMU ended {exit}: {said}") }
+    }
+
+    /// Forgets a process that has ended.
+    pub(super) async fn bury(mut self) {
+        self.detach().await;
+        self.folder.forget_process();
+    }
+
+    /// Lets go of the display; its monitors are dark when this returns.
+    pub(super) async fn detach(&mut self) {
+        if let Some(link) = self.link.take() {
+            link.detach().await;
+        }
+    }
+}
+
+/// The end of a QEMU that was killed.
+#[derive(Debug)]
+pub(super) struct End {
+    /// Whether it had ended by itself before.
+    told: bool,
+    reason: String,
+}
+
+impl RunState {
+    /// Reads a `RunState` of QEMU's qapi/run-state.json.
+    fn from_qmp(status: &str) -> Self {
+        match status {
+            "paused" | "debug" | "save-vm" | "restore-vm" | "inmigrate" | "postmigrate" | "finish-migrate" => {
+                Self::Paused(None)
+            }
+            "prelaunch" => Self::Paused(Some("it has not begun to run")),
+            "io-error" => Self::Paused(Some("a disk failed")),
+            "guest-panicked" => Self::Paused(Some("the guest panicked; its screen is kept until a reset or power off")),
+            "watchdog" => Self::Paused(Some("the guest's watchdog ran out")),
+            "shutdown" => Self::ShutDown,
+            "internal-error" => Self::Broken,
+            // "running", and "suspended", out of which the guest wakes by itself.
+            _ => Self::Running,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn qemus_states_are_ours() {
+        assert_eq!(RunState::from_qmp("running"), RunState::Running);
+        assert_eq!(RunState::from_qmp("suspended"), RunState::Running);
+        assert_eq!(RunState::from_qmp("paused"), RunState::Paused(None));
+        assert_eq!(RunState::from_qmp("shutdown"), RunState::ShutDown);
+        assert_eq!(RunState::from_qmp("internal-error"), RunState::Broken);
+        assert!(matches!(RunState::from_qmp("io-error"), RunState::Paused(Some(_))));
+    }
+}

@@ -1,0 +1,24 @@
+//! The life of a VM.
+//!
+//! ```text
+//!              start                    pause
+//! Created ──▶ Starting ──▶ Running ◀──────────▶ Paused
+//!                ▲  │         │      resume        │
+//!          start │  │         ▼  power off         │
+//!             Stopped ◀── Stopping ◀───────────────┘
+//!                ▲            │
+//!                └─ Failed ◀──┴── from anywhere: QEMU died, hung, or could not start
+//! ```
+//!
+//! * `state`: the words,
+//! * `request_queue`: what is allowed when; pure,
+//! * `driver`: the one task that changes anything,
+//! * `machine`: one QEMU with all that hangs on it, while there is one.
+
+mod driver;
+mod machine;
+mod request_queue;
+mod state;
+
+pub(crate) use driver::{Driver, Message};
+pub use state::{Refusal, Request, RequestError, Status, VmState};

@@ -1,0 +1,178 @@
+//! A handle of a virtual machine.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::Instrument as _;
+use uuid::Uuid;
+
+use crate::definition::Definition;
+use crate::display::{Console, Display};
+use crate::host::HostShared;
+use crate::lifecycle::{Driver, Message, Request, RequestError, Status, VmState};
+
+/// Messages that wait for a driver; who sends more waits.
+const MAX_MESSAGES: usize = 32;
+
+/// A handle of a virtual machine. Cheap to clone; all handles of a VM are equal.
+///
+/// Requests are carried out one at a time by the VM's own task, in the order they come; each returns when its state is
+/// reached, or when it is refused or has failed. A request goes on when its caller stops waiting.
+#[derive(Debug, Clone)]
+pub struct Vm {
+    shared: Arc<VmShared>,
+}
+
+#[derive(Debug)]
+struct VmShared {
+    definition: Arc<Definition>,
+    display: Arc<Display>,
+    messages: mpsc::Sender<Message>,
+    status: watch::Receiver<Status>,
+}
+
+impl Vm {
+    /// Starts the driver of a VM; the receiver hears when what was left of an earlier run has been dealt with.
+    pub(crate) fn spawn(host: Arc<HostShared>, definition: Definition, file: PathBuf) -> (Self, oneshot::Receiver<()>) {
+        let definition = Arc::new(definition);
+        let display = Display::new(definition.monitors);
+        let (messages, receiver) = mpsc::channel(MAX_MESSAGES);
+        let (status, watch) = watch::channel(Status::new(VmState::Created));
+        let (ready, is_ready) = oneshot::channel();
+        let driver = Driver::new(host, definition.clone(), file, display.clone(), receiver, status);
+        let span = tracing::info_span!("vm", name = definition.name);
+        tokio::spawn(driver.run(ready).instrument(span));
+        (Self { shared: Arc::new(VmShared { definition, display, messages, status: watch }) }, is_ready)
+    }
+
+    /// What people call it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.shared.definition.name
+    }
+
+    /// What programs call it.
+    #[must_use]
+    pub fn uuid(&self) -> Uuid {
+        self.shared.definition.uuid
+    }
+
+    /// As its owner wants it.
+    #[must_use]
+    pub fn definition(&self) -> Arc<Definition> {
+        self.shared.definition.clone()
+    }
+
+    /// What it is doing now.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.shared.status.borrow().clone()
+    }
+
+    /// Follows what it is doing.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Status> {
+        self.shared.status.clone()
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    ///
+    /// When it is on already, or QEMU cannot be started; the VM is `Failed` then, and can be started again.
+    pub async fn start(&self) -> Result<(), RequestError> {
+        self.request(Request::Start).await
+    }
+
+    /// Asks the guest to shut down, and waits until it has.
+    ///
+    /// # Errors
+    ///
+    /// When it is not running, or the guest does not go down in time; the VM goes on then.
+    pub async fn shutdown(&self) -> Result<(), RequestError> {
+        self.request(Request::Shutdown).await
+    }
+
+    /// Switches it off.
+    ///
+    /// # Errors
+    ///
+    /// When it is off.
+    pub async fn power_off(&self) -> Result<(), RequestError> {
+        self.request(Request::PowerOff).await
+    }
+
+    /// Starts the guest over.
+    ///
+    /// # Errors
+    ///
+    /// When it is off.
+    pub async fn reset(&self) -> Result<(), RequestError> {
+        self.request(Request::Reset).await
+    }
+
+    /// Stops its processors.
+    ///
+    /// # Errors
+    ///
+    /// When they do not run.
+    pub async fn pause(&self) -> Result<(), RequestError> {
+        self.request(Request::Pause).await
+    }
+
+    /// Lets its processors go on.
+    ///
+    /// # Errors
+    ///
+    /// When it is not paused, or the guest cannot go on (a panic).
+    pub async fn resume(&self) -> Result<(), RequestError> {
+        self.request(Request::Resume).await
+    }
+
+    /// Its first screen, with keyboard and pointer.
+    #[must_use]
+    #[expect(clippy::missing_panics_doc, reason = "a display has at least one screen")]
+    pub fn console(&self) -> Console {
+        self.shared.display.console(0).expect("a display has at least one screen")
+    }
+
+    /// The screen of that number, from 0.
+    #[must_use]
+    pub fn console_at(&self, index: usize) -> Option<Console> {
+        self.shared.display.console(index)
+    }
+
+    /// Has QEMU write what its first screen shows to `path`, as PNG.
+    ///
+    /// # Errors
+    ///
+    /// Why not, in words.
+    pub async fn screendump(&self, path: &Path) -> Result<(), String> {
+        let path = std::path::absolute(path).map_err(|error| error.to_string())?;
+        let (reply, answer) = oneshot::channel();
+        let ended = |_| "the host has ended".to_owned();
+        self.shared.messages.send(Message::Screendump { path, reply }).await.map_err(|_| "the host has ended")?;
+        answer.await.map_err(ended)?
+    }
+
+    /// Forgets it; [`Host::delete`](crate::Host::delete) takes it off the list, too.
+    pub(crate) async fn delete(&self) -> Result<(), RequestError> {
+        self.request(Request::Delete).await
+    }
+
+    async fn request(&self, request: Request) -> Result<(), RequestError> {
+        let (reply, answer) = oneshot::channel();
+        let ended = RequestError::HostEnded { request };
+        self.shared.messages.send(Message::Request { request, reply }).await.map_err(|_| ended.clone())?;
+        answer.await.map_err(|_| ended)?
+    }
+}
+
+impl PartialEq for Vm {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+}
+
+impl Eq for Vm {}
