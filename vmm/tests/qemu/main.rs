@@ -1,0 +1,9 @@
+//! The crate against a real QEMU.
+//!
+//! Most tests need nothing but QEMU and its firmware. Those that need a guest take the console image from the
+//! environment, as `./x test` sets it.
+
+mod display;
+mod failures;
+mod kit;
+mod lifecycle;
