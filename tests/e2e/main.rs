@@ -1,2 +1,34 @@
-//! dev
-fn main() {}
+//! End-to-end tests: a real gateway, real QEMU guests, real FreeRDP clients. `./x test` runs them.
+//!
+//! One module per journey of a user, an administrator or an attacker. They run a few at a time and share one
+//! gateway with two booted guests where they can; what breaks things has its own.
+
+mod command_line;
+mod demo;
+mod display;
+mod harness;
+mod hostile;
+mod input;
+mod lifecycle;
+mod login;
+mod modes;
+mod resize;
+mod world;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Those that take longest come first, so that none is left alone at the end.
+    let journeys = [
+        hostile::journeys(),
+        lifecycle::journeys(),
+        display::journeys(),
+        demo::journeys(),
+        resize::journeys(),
+        input::journeys(),
+        modes::journeys(),
+        login::journeys(),
+        command_line::journeys(),
+    ];
+    harness::run(journeys.into_iter().flatten().collect())
+}

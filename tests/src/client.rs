@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
@@ -34,9 +34,8 @@ pub enum Program {
 #[must_use]
 pub struct Connect {
     program: Program,
-    address: SocketAddr,
-    user: String,
-    password: String,
+    /// Where to and as whom, as options.
+    logon: Vec<String>,
     size: (u16, u16),
     options: Vec<String>,
 }
@@ -64,9 +63,17 @@ impl Connect {
     pub fn to(address: SocketAddr, user: &str, password: &str) -> Self {
         Self {
             program: Program::FreeRdp3,
-            address,
-            user: user.to_owned(),
-            password: password.to_owned(),
+            logon: vec![format!("/v:{address}"), format!("/u:{user}"), format!("/p:{password}")],
+            size: (1280, 800),
+            options: Vec::new(),
+        }
+    }
+
+    /// A FreeRDP 3 that is given an RDP file and a password.
+    pub fn by_file(file: &Path, password: &str) -> Self {
+        Self {
+            program: Program::FreeRdp3,
+            logon: vec![file.display().to_string(), format!("/p:{password}")],
             size: (1280, 800),
             options: Vec::new(),
         }
@@ -131,16 +138,9 @@ impl Connect {
 
     fn arguments(&self) -> Vec<OsString> {
         let (width, height) = self.size;
-        let mut arguments = vec![
-            format!("/v:{}", self.address),
-            format!("/u:{}", self.user),
-            format!("/p:{}", self.password),
-            format!("/size:{width}x{height}"),
-            "/cert:ignore".to_owned(),
-            "-decorations".to_owned(),
-            "/window-position:0x0".to_owned(),
-        ];
-        arguments.extend(self.options.iter().cloned());
+        let size = format!("/size:{width}x{height}");
+        let window = [&size, "/cert:ignore", "-decorations", "/window-position:0x0"].map(str::to_owned);
+        let arguments = self.logon.iter().cloned().chain(window).chain(self.options.iter().cloned());
         arguments.into_iter().map(OsString::from).collect()
     }
 }
@@ -179,7 +179,22 @@ impl Client {
     ///
     /// When it never is.
     pub fn wait_for_screen(&self, font: &Font, what: &str, seen: impl Fn(&Screen) -> bool) -> Result<Screen> {
-        let found = wait_until(SEEN, what, || {
+        self.wait_for_screen_within(SEEN, font, what, seen)
+    }
+
+    /// As [`wait_for_screen`](Self::wait_for_screen), with more or less patience.
+    ///
+    /// # Errors
+    ///
+    /// When it never is.
+    pub fn wait_for_screen_within(
+        &self,
+        limit: Duration,
+        font: &Font,
+        what: &str,
+        seen: impl Fn(&Screen) -> bool,
+    ) -> Result<Screen> {
+        let found = wait_until(limit, what, || {
             let screen = self.screen(font)?;
             Ok(if seen(&screen) { Look::Found(screen) } else { Look::NotYet(format!("the client shows:\n{screen:?}")) })
         });
@@ -212,6 +227,19 @@ impl Client {
         })
     }
 
+    /// Waits until there is something to see in the window, whatever it is.
+    ///
+    /// # Errors
+    ///
+    /// When it stays empty.
+    pub fn wait_for_drawing(&self) -> Result<Picture> {
+        let drawn = wait_until(SEEN, "something to see", || {
+            let picture = self.picture()?;
+            Ok(if picture.is_plain() { Look::NotYet("the window is empty".to_owned()) } else { Look::Found(picture) })
+        });
+        drawn.map_err(|error| self.with_evidence(error))
+    }
+
     /// Types `text`.
     ///
     /// # Errors
@@ -237,6 +265,16 @@ impl Client {
     /// When there is no such key.
     pub fn release(&self, keysym: u32) -> Result<()> {
         self.display.release(keysym)
+    }
+
+    /// Presses a key and lets go.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such key.
+    pub fn tap(&self, keysym: u32) -> Result<()> {
+        self.press(keysym)?;
+        self.release(keysym)
     }
 
     /// Moves the pointer to a point of its window.

@@ -26,9 +26,18 @@ const COMMAND: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Gateway {
     state: PathBuf,
-    settings: String,
+    launch: Launch,
     address: SocketAddr,
     process: Process,
+}
+
+/// How it is started.
+#[derive(Debug)]
+struct Launch {
+    /// What its configuration has beside the address.
+    settings: String,
+    /// What it logs, if not the usual.
+    log: Option<String>,
 }
 
 /// A user and their password.
@@ -56,9 +65,22 @@ impl Gateway {
     ///
     /// When it does not start.
     pub fn start_with(settings: &str) -> Result<Self> {
+        Self::launch(Launch { settings: settings.to_owned(), log: None })
+    }
+
+    /// Starts a gateway that logs what `filter` lets through.
+    ///
+    /// # Errors
+    ///
+    /// When it does not start.
+    pub fn start_logging(filter: &str) -> Result<Self> {
+        Self::launch(Launch { settings: String::new(), log: Some(filter.to_owned()) })
+    }
+
+    fn launch(launch: Launch) -> Result<Self> {
         let state = scratch::folder("gateway")?;
-        let (process, address) = serve(&state, settings, 0)?;
-        Ok(Self { state, settings: settings.to_owned(), address, process })
+        let (process, address) = launch.serve(&state, 0)?;
+        Ok(Self { state, launch, address, process })
     }
 
     /// Where it awaits clients.
@@ -171,13 +193,25 @@ impl Gateway {
         self.process.kill();
     }
 
+    /// Waits until the VM named `vm` has no session.
+    ///
+    /// # Errors
+    ///
+    /// When it keeps one.
+    pub fn wait_for_no_session_on(&self, vm: &str) -> Result<()> {
+        wait_until(START, format_args!("no session on `{vm}`"), || {
+            let sessions = self.sessions()?;
+            Ok(Look::when(!sessions.iter().any(|other| other == vm), || format!("there are {sessions:?}")))
+        })
+    }
+
     /// Starts it again on the same state folder and port.
     ///
     /// # Errors
     ///
     /// When it does not start.
     pub fn start_again(&mut self) -> Result<()> {
-        let (process, address) = serve(&self.state, &self.settings, self.address.port())?;
+        let (process, address) = self.launch.serve(&self.state, self.address.port())?;
         ensure!(address == self.address, "asked for {}, got {address}", self.address);
         self.process = process;
         Ok(())
@@ -191,21 +225,25 @@ impl Drop for Gateway {
     }
 }
 
-fn serve(state: &Path, settings: &str, port: u16) -> Result<(Process, SocketAddr)> {
-    fs::write(state.join("fanlight.toml"), format!("[listen]\naddresses = [\"127.0.0.1:{port}\"]\n{settings}"))?;
-    let mut command = Command::new(&environment()?.program);
-    command.arg("serve").arg("--state").arg(state).env("RUST_BACKTRACE", "1");
-    let mut process = Process::start(command, &state.with_extension("log"))?;
-    let api = Api::new(state);
-    let address = wait_until(START, "the gateway", || {
-        let ended = process.ended()?;
-        ensure!(ended.is_none(), "the gateway did not start:\n{}", process.tail());
-        match api.get("/v1/status") {
-            Ok(status) => Ok(Look::or_not_yet(first_address(&status), || format!("its status is {status}"))),
-            Err(error) => Ok(Look::NotYet(format!("{error:#}\n{}", process.tail()))),
-        }
-    })?;
-    Ok((process, address))
+impl Launch {
+    fn serve(&self, state: &Path, port: u16) -> Result<(Process, SocketAddr)> {
+        let listen = format!("[listen]\naddresses = [\"127.0.0.1:{port}\"]\n");
+        fs::write(state.join("fanlight.toml"), listen + &self.settings)?;
+        let mut command = Command::new(&environment()?.program);
+        command.arg("serve").arg("--state").arg(state).env("RUST_BACKTRACE", "1");
+        command.envs(self.log.iter().map(|filter| ("FANLIGHT_LOG", filter)));
+        let mut process = Process::start(command, &state.with_extension("log"))?;
+        let api = Api::new(state);
+        let address = wait_until(START, "the gateway", || {
+            let ended = process.ended()?;
+            ensure!(ended.is_none(), "the gateway did not start:\n{}", process.tail());
+            match api.get("/v1/status") {
+                Ok(status) => Ok(Look::or_not_yet(first_address(&status), || format!("its status is {status}"))),
+                Err(error) => Ok(Look::NotYet(format!("{error:#}\n{}", process.tail()))),
+            }
+        })?;
+        Ok((process, address))
+    }
 }
 
 fn first_address(status: &Value) -> Option<SocketAddr> {

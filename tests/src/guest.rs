@@ -79,6 +79,15 @@ impl Guest {
         Ok(self.show()?["state"].as_str().context("a VM without a state")?.to_owned())
     }
 
+    /// Why it is in that state, when not by anybody's wish.
+    ///
+    /// # Errors
+    ///
+    /// What the gateway says.
+    pub fn reason(&self) -> Result<Option<String>> {
+        Ok(self.show()?["reason"].as_str().map(str::to_owned))
+    }
+
     /// Waits until it is in `state`.
     ///
     /// # Errors
@@ -142,6 +151,19 @@ impl Guest {
                 Ok(screen) => Ok(Look::NotYet(format!("the screen of `{}` shows:\n{screen:?}", self.name))),
                 Err(error) => Ok(Look::NotYet(format!("there is no picture: {error:#}"))),
             }
+        })
+    }
+
+    /// Waits until its screen has that size.
+    ///
+    /// # Errors
+    ///
+    /// When it never has.
+    pub fn wait_for_size(&self, width: usize, height: usize) -> Result<()> {
+        wait_until(CHANGE, format_args!("a screen of {width}x{height}"), || match self.picture() {
+            Ok(picture) => Ok(Look::when(picture.size() == (width, height), || format!("it is {picture:?}"))),
+            // While it changes there may be nothing to see.
+            Err(error) => Ok(Look::NotYet(format!("there is no picture: {error:#}"))),
         })
     }
 

@@ -13,6 +13,8 @@ pub mod keysym {
     pub const SHIFT: u32 = 0xffe1;
     /// The left control key.
     pub const CONTROL: u32 = 0xffe3;
+    /// The caps lock key.
+    pub const CAPS_LOCK: u32 = 0xffe5;
     /// The return key.
     pub const RETURN: u32 = 0xff0d;
 

@@ -8,7 +8,7 @@
 //! | [`client`] | FreeRDP 3 and 2, as a person would use them |
 //! | [`display`], [`keys`] | the X server a client draws on: pictures, keys, pointer |
 //! | [`picture`], [`text`] | pixels, and what is written in them |
-//! | [`wire`] | what a client of ill will sends |
+//! | [`wire`], [`tls`] | what a client of ill will sends |
 //! | [`usage`] | memory and processor time of a process |
 //! | [`process`], [`scratch`], [`wait`] | programs, files, patience |
 
@@ -25,6 +25,7 @@ pub mod picture;
 pub mod process;
 pub mod scratch;
 pub mod text;
+pub mod tls;
 pub mod usage;
 pub mod wait;
 pub mod wire;

@@ -113,11 +113,16 @@ impl Process {
     ///
     /// When it does not.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
-        if let Some(status) = self.ended()? {
-            return Ok(status);
-        }
-        kill_process(self.pid(), Signal::TERM)?;
-        self.wait(ENDING)
+        self.signal(Signal::TERM)
+    }
+
+    /// Interrupts it, as Ctrl-C does (SIGINT), and waits.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end.
+    pub fn interrupt(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::INT)
     }
 
     /// Ends it and its children without asking (SIGKILL).
@@ -130,6 +135,14 @@ impl Process {
             self.status = self.child.wait().ok();
         }
         groups().remove(&pid.as_raw_nonzero().get());
+    }
+
+    fn signal(&mut self, signal: Signal) -> Result<ExitStatus> {
+        if let Some(status) = self.ended()? {
+            return Ok(status);
+        }
+        kill_process(self.pid(), signal)?;
+        self.wait(ENDING)
     }
 
     /// The last lines it wrote.

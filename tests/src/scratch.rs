@@ -57,17 +57,24 @@ pub fn end_guests(folder: &Path) {
 
 /// Ends every guest of the state folder `state`.
 pub fn end_guests_of(state: &Path) {
+    for pid in guests_of(state) {
+        // It may have ended by itself since.
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
+/// The QEMU processes of the state folder `state`.
+#[must_use]
+pub fn guests_of(state: &Path) -> Vec<Pid> {
     let runtime = entries(&state.join("run"));
     let uuids: Vec<&str> = runtime.iter().filter_map(|vm| vm.file_name()?.to_str()).collect();
     if uuids.is_empty() {
-        return;
+        return Vec::new();
     }
     let processes = entries(Path::new("/proc"));
     let pids = processes.iter().filter_map(|path| path.file_name()?.to_str()?.parse::<i32>().ok());
-    for pid in pids.filter(|pid| qemu_uuid(*pid).is_some_and(|uuid| uuids.contains(&uuid.as_str()))) {
-        // It may have ended by itself since.
-        let _ = Pid::from_raw(pid).map(|pid| kill_process(pid, Signal::KILL));
-    }
+    let theirs = pids.filter(|pid| qemu_uuid(*pid).is_some_and(|uuid| uuids.contains(&uuid.as_str())));
+    theirs.filter_map(Pid::from_raw).collect()
 }
 
 /// The UUID of the VM that a process runs, if it is a QEMU.

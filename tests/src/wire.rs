@@ -86,6 +86,18 @@ pub fn send_and_wait(address: SocketAddr, bytes: &[u8], limit: Duration) -> Resu
     wait_for_close(&mut stream, start, limit)
 }
 
+/// Sends `bytes` and waits until the gateway closes. The read timeout of `stream` has to be [`PAUSE`], as
+/// [`connect`] sets it.
+///
+/// # Errors
+///
+/// When it does not within `limit`.
+pub fn send_in(mut stream: impl Read + Write, bytes: &[u8], limit: Duration) -> Result<Closed> {
+    // A gateway that has seen enough closes while the rest is sent.
+    let _ = stream.write_all(bytes).and_then(|()| stream.flush());
+    drip(stream, &[], limit)
+}
+
 /// Sends `bytes` one by one, a second apart, and then nothing, until the gateway closes. The read timeout of
 /// `stream` has to be [`PAUSE`], as [`connect`] sets it.
 ///

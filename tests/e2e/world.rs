@@ -1,0 +1,157 @@
+//! What the journeys share: one gateway, one user, two guests that stay booted.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+
+use anyhow::{Result, anyhow};
+use fanlight_tests::client::{Client, Connect};
+use fanlight_tests::environment::environment;
+use fanlight_tests::gateway::{Gateway, Person};
+use fanlight_tests::guest::{Guest, at_prompt};
+use fanlight_tests::picture::{Likeness, Picture};
+use fanlight_tests::text::Font;
+
+/// The guests that are lent out.
+const NAMES: [&str; 2] = ["one", "two"];
+
+/// Everything that is shared. Nothing of it exists before somebody wants it.
+#[derive(Default)]
+pub(crate) struct World {
+    place: OnceLock<Result<Place, String>>,
+}
+
+struct Place {
+    gateway: Gateway,
+    person: Person,
+    guests: [Guest; NAMES.len()],
+    lent: Mutex<[bool; NAMES.len()]>,
+    returned: Condvar,
+}
+
+/// A guest at its prompt that nobody else uses now, and who connects to it.
+pub(crate) struct Desk<'a> {
+    pub(crate) guest: &'a Guest,
+    pub(crate) person: &'a Person,
+    pub(crate) gateway: &'a Gateway,
+}
+
+/// Guests that are lent until this is dropped.
+struct Loan<'a, const COUNT: usize> {
+    place: &'a Place,
+    numbers: [usize; COUNT],
+    /// Whether the next one may find them as they are.
+    in_order: bool,
+}
+
+impl World {
+    /// Lends a booted guest. After a failure it is started anew for the next.
+    pub(crate) fn on_guest(&self, go: impl FnOnce(&Desk<'_>) -> Result<()>) -> Result<()> {
+        self.place()?.lend(|[desk]| go(desk))
+    }
+
+    /// Lends two booted guests.
+    pub(crate) fn on_two_guests(&self, go: impl FnOnce(&Desk<'_>, &Desk<'_>) -> Result<()>) -> Result<()> {
+        self.place()?.lend(|[first, second]| go(first, second))
+    }
+
+    fn place(&self) -> Result<&Place> {
+        let place = self.place.get_or_init(|| Place::open().map_err(|error| format!("{error:#}")));
+        place.as_ref().map_err(|error| anyhow!("no shared gateway: {error}"))
+    }
+}
+
+impl Place {
+    fn open() -> Result<Self> {
+        let gateway = Gateway::start()?;
+        let person = gateway.add_user("demo", "spoken-friend-7", None)?;
+        let [one, two] = NAMES.map(|name| gateway.create_guest(name));
+        Ok(Self { gateway, person, guests: [one?, two?], lent: Mutex::default(), returned: Condvar::new() })
+    }
+
+    fn lend<const COUNT: usize>(&self, go: impl FnOnce(&[Desk<'_>; COUNT]) -> Result<()>) -> Result<()> {
+        let mut loan = self.take();
+        let desks = loan.numbers.map(|number| self.desk(number));
+        desks.iter().try_for_each(Desk::make_ready)?;
+        go(&desks)?;
+        loan.in_order = true;
+        Ok(())
+    }
+
+    /// Waits until so many guests are free.
+    fn take<const COUNT: usize>(&self) -> Loan<'_, COUNT> {
+        let lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner);
+        let too_few = |lent: &mut [bool; NAMES.len()]| free(lent).count() < COUNT;
+        let mut lent = self.returned.wait_while(lent, too_few).unwrap_or_else(PoisonError::into_inner);
+        let numbers = std::array::from_fn(|_| {
+            let number = free(&*lent).next().expect("enough are free");
+            lent[number] = true;
+            number
+        });
+        Loan { place: self, numbers, in_order: false }
+    }
+
+    fn desk(&self, number: usize) -> Desk<'_> {
+        Desk { guest: &self.guests[number], person: &self.person, gateway: &self.gateway }
+    }
+}
+
+fn free(lent: &[bool]) -> impl Iterator<Item = usize> + '_ {
+    lent.iter().enumerate().filter(|(_, lent)| !**lent).map(|(number, _)| number)
+}
+
+impl<const COUNT: usize> Drop for Loan<'_, COUNT> {
+    fn drop(&mut self) {
+        if !self.in_order {
+            // Whoever comes next finds them stopped and starts them. The failure that led here is told already.
+            self.numbers.iter().for_each(|number| drop(self.place.guests[*number].request("stop")));
+        }
+        let mut lent = self.place.lent.lock().unwrap_or_else(PoisonError::into_inner);
+        self.numbers.iter().for_each(|number| lent[*number] = false);
+        self.place.returned.notify_all();
+    }
+}
+
+impl Desk<'_> {
+    /// A client that asks for this guest by `vm\user`.
+    pub(crate) fn connect(&self) -> Connect {
+        self.connect_as(&format!("{}\\{}", self.guest.name(), self.person.name))
+    }
+
+    /// A client that logs on under that name.
+    pub(crate) fn connect_as(&self, user: &str) -> Connect {
+        Connect::to(self.gateway.address(), user, &self.person.password)
+    }
+
+    fn make_ready(&self) -> Result<()> {
+        if self.guest.state()? != "running" {
+            self.guest.request("start")?;
+        }
+        self.guest.wait_for_prompt()
+    }
+}
+
+/// The letters of the guests' consoles.
+pub(crate) fn font() -> Result<&'static Font> {
+    Ok(&environment()?.font)
+}
+
+/// A word that no other test writes.
+pub(crate) fn new_word() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    format!("word{:03}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Types a command that writes a new word, and waits until the guest has done it. Returns the word.
+pub(crate) fn echo_new_word(client: &Client, guest: &Guest) -> Result<String> {
+    let word = new_word();
+    client.type_text(&format!("echo {word}\n"))?;
+    wait_for_line(client, guest, &word)?;
+    Ok(word)
+}
+
+/// Waits until the client shows `line` above a prompt, exactly as the guest does.
+pub(crate) fn wait_for_line(client: &Client, guest: &Guest, line: &str) -> Result<Picture> {
+    let what = format!("a line `{line}` and a prompt");
+    client.wait_for_screen(font()?, &what, |screen| screen.has_line(line) && at_prompt(screen))?;
+    client.wait_for_picture(Likeness::Exact, || guest.picture())
+}
