@@ -12,5 +12,7 @@ pub mod input;
 pub mod io;
 #[doc(hidden)]
 pub mod fuzz_oracle;
+#[cfg(test)]
+mod testing;
 
 pub use io::FrontConfig;

@@ -24,10 +24,7 @@ pub fn capabilities(desktop: Size, color_depth: u8) -> Vec<CapabilitySet> {
         CapabilitySet::General(general()),
         CapabilitySet::Bitmap(bitmap(desktop, color_depth)),
         CapabilitySet::Order(order()),
-        CapabilitySet::Pointer(Pointer {
-            color_pointer_cache_size: POINTER_CACHE,
-            pointer_cache_size: POINTER_CACHE,
-        }),
+        CapabilitySet::Pointer(Pointer { color_pointer_cache_size: POINTER_CACHE, pointer_cache_size: POINTER_CACHE }),
         CapabilitySet::Input(input()),
         CapabilitySet::VirtualChannel(VirtualChannel {
             flags: VirtualChannelFlags::NO_COMPRESSION,

@@ -73,16 +73,38 @@ pub struct Login {
 
 enum State {
     FirstBytes,
+    Preconnection,
     Preconnected,
     ConnectionRequest,
     Tls(AfterTls),
-    CredSsp { credssp: Box<CredSsp>, negotiated: Option<Negotiated> },
-    DirectRequest { name: LogonName },
+    CredSsp {
+        credssp: Box<CredSsp>,
+        negotiated: Option<Negotiated>,
+    },
+    DirectRequest {
+        name: LogonName,
+    },
     /// The name is known when CredSSP has proved it.
-    Connect { negotiated: Negotiated, name: Option<LogonName> },
-    Activation { activation: Box<Activation>, negotiated: Negotiated, name: Option<LogonName> },
-    Password { activation: Box<Activation>, negotiated: Negotiated, name: LogonName },
-    Permitted { activation: Box<Activation>, negotiated: Negotiated, user: String, vm: String },
+    Connect {
+        negotiated: Negotiated,
+        name: Option<LogonName>,
+    },
+    Activation {
+        activation: Box<Activation>,
+        negotiated: Negotiated,
+        name: Option<LogonName>,
+    },
+    Password {
+        activation: Box<Activation>,
+        negotiated: Negotiated,
+        name: LogonName,
+    },
+    Permitted {
+        activation: Box<Activation>,
+        negotiated: Negotiated,
+        user: String,
+        vm: String,
+    },
     Over,
 }
 
@@ -118,7 +140,7 @@ impl Login {
     pub const fn step(&self) -> Step {
         match &self.state {
             State::FirstBytes => Step::FirstBytes,
-            State::Preconnected => Step::Preconnection,
+            State::Preconnection | State::Preconnected => Step::Preconnection,
             State::ConnectionRequest | State::DirectRequest { .. } => Step::ConnectionRequest,
             State::Tls(_) => Step::Tls,
             State::CredSsp { .. } => Step::CredSsp,
@@ -193,6 +215,7 @@ impl Login {
     fn advance_once(&mut self) -> Result<Flow, AcceptError> {
         match &self.state {
             State::FirstBytes | State::Preconnected => self.read_first_bytes(),
+            State::Preconnection => self.read_preconnection(),
             State::ConnectionRequest => self.read_connection_request(),
             State::CredSsp { .. } => self.read_credssp(),
             State::DirectRequest { .. } => self.read_direct_request(),
@@ -209,11 +232,13 @@ impl Login {
             Some(FirstBytes::X224) => self.state = State::ConnectionRequest,
             Some(FirstBytes::Tls) => {
                 if self.settings.security == SecurityPolicy::TlsOnly {
-                    return Err(AcceptError::Unsupported("tls before x.224 needs nla, which is switched off".to_owned()));
+                    return Err(AcceptError::Unsupported(
+                        "tls before x.224 needs nla, which is switched off".to_owned(),
+                    ));
                 }
                 self.start_tls(AfterTls::CredSsp(None));
             }
-            Some(FirstBytes::Preconnection) if !after_blob => return self.read_preconnection(),
+            Some(FirstBytes::Preconnection) if !after_blob => self.state = State::Preconnection,
             Some(FirstBytes::Http) => return Err(AcceptError::Unsupported("client speaks http".to_owned())),
             Some(FirstBytes::Preconnection | FirstBytes::Unknown) => {
                 return Err(misbehaved(self.step(), "client speaks neither rdp nor tls"));
@@ -495,7 +520,5 @@ fn refused(step: Step, refusal: Refusal) -> AcceptError {
     }
 }
 
-const _: () = {
-    const fn is_send<T: Send>() {}
-    is_send::<Login>();
-};
+#[cfg(test)]
+pub(super) mod tests;

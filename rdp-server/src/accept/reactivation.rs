@@ -115,3 +115,6 @@ fn refusal(refusal: Refusal) -> AcceptError {
         Refusal::Left => AcceptError::Closed { step: Step::Activation },
     }
 }
+
+#[cfg(test)]
+mod tests;

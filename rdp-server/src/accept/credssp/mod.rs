@@ -20,8 +20,8 @@ mod ts_request;
 use sha2::{Digest, Sha256};
 
 use self::der::Malformed;
-use self::ts_request::TsRequest;
 pub use self::ts_request::MAX_MESSAGE_BYTES;
+use self::ts_request::TsRequest;
 use super::NtHash;
 use super::ntlm::{self, Challenged, Claim, NtlmError, Seal, ServerSecrets};
 

@@ -17,7 +17,11 @@ fn nt_hash(password: &str) -> NtHash {
 }
 
 fn secrets() -> ServerSecrets {
-    ServerSecrets { challenge: [1, 2, 3, 4, 5, 6, 7, 8], file_time: 133_000_000_000_000_000, nobody: NtHash::new([9; 16]) }
+    ServerSecrets {
+        challenge: [1, 2, 3, 4, 5, 6, 7, 8],
+        file_time: 133_000_000_000_000_000,
+        nobody: NtHash::new([9; 16]),
+    }
 }
 
 fn ntlm_mode() -> ClientMode {
