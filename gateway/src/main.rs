@@ -1,1 +1,7 @@
-fn main() {}
+//! The program `fanlight`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    gateway::cli::main(std::env::args_os())
+}

@@ -1,0 +1,91 @@
+//! Problems as answers.
+
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, PathRejection};
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use axum::response::{IntoResponse, Response};
+use serde::de::DeserializeOwned;
+use vmm::{HostError, RequestError};
+
+use crate::problem::{Code, ErrorBody, Problem};
+
+
+/// What a handler returns.
+pub(super) type Answer<T> = Result<T, Problem>;
+
+/// A JSON body; a bad one is answered as every other problem is.
+pub(super) struct Body<T>(pub(super) T);
+
+/// A part of the path; likewise.
+pub(super) struct Part<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let Json(value) = Json::from_request(request, state).await?;
+        Ok(Self(value))
+    }
+}
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Part<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Path(value) = Path::from_request_parts(parts, state).await?;
+        Ok(Self(value))
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, Json(ErrorBody { error: self })).into_response()
+    }
+}
+
+impl From<JsonRejection> for Problem {
+    fn from(rejection: JsonRejection) -> Self {
+        Self::new(Code::Invalid, rejection.body_text())
+    }
+}
+
+impl From<PathRejection> for Problem {
+    fn from(rejection: PathRejection) -> Self {
+        Self::new(Code::Invalid, rejection.body_text())
+    }
+}
+
+impl From<RequestError> for Problem {
+    fn from(error: RequestError) -> Self {
+        let code = match &error {
+            RequestError::Refused(_) => Code::Conflict,
+            RequestError::Failed { .. } | RequestError::HostEnded { .. } => Code::Internal,
+        };
+        Self::new(code, error)
+    }
+}
+
+impl From<HostError> for Problem {
+    fn from(error: HostError) -> Self {
+        let code = match error {
+            HostError::Request(error) => return error.into(),
+            HostError::Io { .. } => Code::Internal,
+            HostError::Invalid(_) => Code::Invalid,
+            HostError::Taken { .. } => Code::Conflict,
+            HostError::Unknown(_) => Code::NotFound,
+        };
+        Self::new(code, error)
+    }
+}
+
+pub(super) async fn no_such_path() -> Problem {
+    Problem::new(Code::NotFound, "there is no such path").hint("the paths start with /v1/")
+}
+
+pub(super) async fn no_such_method() -> Response {
+    let problem = Problem::new(Code::Invalid, "this path does not take that method");
+    (StatusCode::METHOD_NOT_ALLOWED, Json(ErrorBody { error: problem })).into_response()
+}

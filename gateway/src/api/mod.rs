@@ -1,0 +1,78 @@
+//! The HTTP API `/v1`, on a unix socket for the state folder's owner and root.
+//!
+//! | method and path | what |
+//! | --- | --- |
+//! | `GET /v1/version` | name and version |
+//! | `GET /v1/status` | addresses, fingerprint, counts |
+//! | `GET /v1/doctor` | what the host has and lacks |
+//! | `GET`, `POST /v1/vms` | list, create |
+//! | `GET`, `DELETE /v1/vms/{vm}` | show, delete |
+//! | `GET /v1/vms/{vm}/definition` | its definition, in TOML |
+//! | `GET /v1/vms/{vm}/screenshot` | what its screen shows, as PNG |
+//! | `POST /v1/vms/{vm}/{request}` | `start`, `shutdown`, `stop`, `reset`, `pause`, `resume` |
+//! | `GET`, `POST /v1/users` | list, add |
+//! | `DELETE /v1/users/{user}` | remove |
+//! | `GET /v1/sessions`, `DELETE /v1/sessions/{id}` | list, end |
+//!
+//! Bodies are JSON (`model`). An answer that is not a success is `{"error": {"code", "message", "hint"}}`.
+
+pub mod client;
+mod disks;
+mod error;
+pub mod model;
+mod service;
+mod socket;
+pub mod users;
+mod vms;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::routing::{delete, get, post};
+
+pub use socket::ApiSocket;
+
+use crate::certificate::Fingerprint;
+use crate::config::Config;
+use crate::context::SessionContext;
+use crate::listener::OpenAddresses;
+use crate::users::Users;
+
+/// Largest request: a definition with many disks fits.
+const MAX_BODY: usize = 256 * 1024;
+
+/// What the handlers work on.
+pub struct ApiContext {
+    /// The configuration the service runs with.
+    pub config: Config,
+    /// VMs, sessions and the door.
+    pub session: Arc<SessionContext>,
+    /// The users.
+    pub users: Users,
+    /// Where RDP clients are awaited.
+    pub listening: OpenAddresses,
+    /// The certificate's.
+    pub fingerprint: Fingerprint,
+}
+
+/// All routes.
+pub fn router(context: Arc<ApiContext>) -> Router {
+    Router::new()
+        .route("/v1/version", get(service::version))
+        .route("/v1/status", get(service::status))
+        .route("/v1/doctor", get(service::doctor))
+        .route("/v1/vms", get(vms::list).post(vms::create))
+        .route("/v1/vms/{vm}", get(vms::show).delete(vms::delete))
+        .route("/v1/vms/{vm}/definition", get(vms::definition))
+        .route("/v1/vms/{vm}/screenshot", get(vms::screenshot))
+        .route("/v1/vms/{vm}/{request}", post(vms::request))
+        .route("/v1/users", get(users::list).post(users::add))
+        .route("/v1/users/{user}", delete(users::remove))
+        .route("/v1/sessions", get(service::sessions))
+        .route("/v1/sessions/{id}", delete(service::end_session))
+        .fallback(error::no_such_path)
+        .method_not_allowed_fallback(error::no_such_method)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(context)
+}

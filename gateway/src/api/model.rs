@@ -1,0 +1,126 @@
+//! The JSON bodies of the API, for both ends.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::door::DoorStatus;
+use crate::sessions::SessionInfo;
+
+/// A VM as lists and `vm show` have it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VmInfo {
+    /// Its name.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: String,
+    /// `created`, `running`, `paused`, `stopped`, `failed`, or a step between.
+    pub state: String,
+    /// Why it is in this state, when there is something to say.
+    pub reason: Option<String>,
+    /// What runs its processors: `kvm` or `tcg`.
+    pub accelerator: Option<String>,
+    /// Why that and not the other.
+    pub accelerator_reason: Option<String>,
+    /// QEMU's process.
+    pub pid: Option<u32>,
+    /// Since when it is in this state, in seconds since 1970.
+    pub since: u64,
+    /// Memory in MiB.
+    pub memory: u32,
+    /// Virtual processors.
+    pub vcpus: u8,
+    /// Who is connected.
+    pub sessions: Vec<SessionInfo>,
+}
+
+/// All VMs, and the definitions that were refused.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VmList {
+    /// The VMs.
+    pub vms: Vec<VmInfo>,
+    /// One line per refused definition file: `FILE:LINE:COLUMN: reason`.
+    pub problems: Vec<String>,
+}
+
+/// A VM to create.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVm {
+    /// The definition, in TOML.
+    pub definition: String,
+    /// The name of the file it comes from, for messages.
+    #[serde(default)]
+    pub file: Option<String>,
+    /// Disk images to create with it.
+    #[serde(default)]
+    pub disks: Vec<NewDisk>,
+}
+
+/// A disk image to create.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewDisk {
+    /// Where; nothing may be there yet.
+    pub path: PathBuf,
+    /// How large the guest sees it, in bytes.
+    pub size: u64,
+    /// `raw`, `qcow2`, `vhd`, `vhdx` or `vmdk`.
+    pub format: String,
+}
+
+/// A user as lists have it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UserInfo {
+    /// The name.
+    pub name: String,
+    /// Whether an NT hash is kept, so that the user can log on by NLA.
+    pub nla: bool,
+    /// The VMs the user may use; none means all.
+    pub vms: Option<Vec<String>>,
+}
+
+/// A user to add.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddUser {
+    /// The name.
+    pub name: String,
+    /// The password.
+    pub password: Zeroizing<String>,
+    /// Whether to keep an NT hash; none means as the configuration says.
+    #[serde(default)]
+    pub nla: Option<bool>,
+    /// The VMs the user may use; none means all.
+    #[serde(default)]
+    pub vms: Option<Vec<String>>,
+}
+
+/// The service as it is now.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// The program's version.
+    pub version: String,
+    /// The process.
+    pub pid: u32,
+    /// The addresses where RDP clients are awaited.
+    pub listening: Vec<String>,
+    /// SHA-256 of the certificate.
+    pub fingerprint: String,
+    /// Number of users.
+    pub users: usize,
+    /// Number of VMs.
+    pub vms: usize,
+    /// Number of sessions.
+    pub sessions: usize,
+    /// Connections before logon.
+    pub door: DoorStatus,
+}
+
+/// How many sessions were told to end.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Ended {
+    /// The number.
+    pub ended: usize,
+}

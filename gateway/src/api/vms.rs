@@ -1,0 +1,122 @@
+//! VMs over the API.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use tracing::info;
+use vmm::{Definition, Vm};
+
+use super::ApiContext;
+use super::disks::NewDisks;
+use super::error::{Answer, Body, Part};
+use super::model::{CreateVm, VmInfo, VmList};
+use crate::problem::{Code, Problem};
+use crate::sessions::EndReason;
+
+pub(super) async fn list(State(context): State<Arc<ApiContext>>) -> Json<VmList> {
+    let vms = context.session.host.list().iter().map(|vm| context.info(vm)).collect();
+    let problems = context.session.host.problems().iter().map(ToString::to_string).collect();
+    Json(VmList { vms, problems })
+}
+
+pub(super) async fn create(
+    State(context): State<Arc<ApiContext>>,
+    Body(request): Body<CreateVm>,
+) -> Answer<(StatusCode, Json<VmInfo>)> {
+    let file = request.file.as_deref().unwrap_or("definition");
+    let definition = Definition::parse(&request.definition, Path::new(file))
+        .map_err(|error| Problem::new(Code::Invalid, error))?;
+    if context.session.host.find(&definition.name).is_some() {
+        return Err(Problem::new(Code::Conflict, format!("a VM `{}` exists already", definition.name)));
+    }
+    let disks = NewDisks::create(request.disks).await?;
+    let vm = context.session.host.create(definition).await?;
+    disks.keep();
+    info!(vm = vm.name(), "vm created");
+    Ok((StatusCode::CREATED, Json(context.info(&vm))))
+}
+
+pub(super) async fn show(State(context): State<Arc<ApiContext>>, Part(name): Part<String>) -> Answer<Json<VmInfo>> {
+    Ok(Json(context.info(&context.vm(&name)?)))
+}
+
+pub(super) async fn delete(State(context): State<Arc<ApiContext>>, Part(name): Part<String>) -> Answer<StatusCode> {
+    let vm = context.vm(&name)?;
+    let name = vm.name().to_owned();
+    context.session.host.delete(&name).await?;
+    context.session.sessions.end(EndReason::VmDeleted, |session| session.vm == name);
+    info!(vm = name, "vm deleted");
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn definition(
+    State(context): State<Arc<ApiContext>>,
+    Part(name): Part<String>,
+) -> Answer<impl IntoResponse> {
+    let text = context.vm(&name)?.definition().to_toml();
+    Ok(([(header::CONTENT_TYPE, "application/toml")], text))
+}
+
+pub(super) async fn screenshot(
+    State(context): State<Arc<ApiContext>>,
+    Part(name): Part<String>,
+) -> Answer<impl IntoResponse> {
+    let vm = context.vm(&name)?;
+    let file = context.config.state.runtime().join(format!(".screenshot-{}.png", uuid::Uuid::new_v4()));
+    let dumped = vm.screendump(&file).await;
+    let picture = tokio::fs::read(&file).await;
+    // Whatever became of it, nobody needs the file any more.
+    let _ = tokio::fs::remove_file(&file).await;
+    dumped.map_err(|reason| Problem::new(Code::Conflict, format!("no screenshot: {reason}")))?;
+    let picture = picture.map_err(|error| Problem::new(Code::Internal, format!("no screenshot: {error}")))?;
+    Ok(([(header::CONTENT_TYPE, "image/png")], picture))
+}
+
+pub(super) async fn request(
+    State(context): State<Arc<ApiContext>>,
+    Part((name, request)): Part<(String, String)>,
+) -> Answer<Json<VmInfo>> {
+    let vm = context.vm(&name)?;
+    match request.as_str() {
+        "start" => vm.start().await?,
+        "shutdown" => vm.shutdown().await?,
+        "stop" => vm.power_off().await?,
+        "reset" => vm.reset().await?,
+        "pause" => vm.pause().await?,
+        "resume" => vm.resume().await?,
+        _ => return Err(Problem::new(Code::NotFound, format!("a VM cannot be asked to `{request}`"))),
+    }
+    Ok(Json(context.info(&vm)))
+}
+
+impl ApiContext {
+    fn vm(&self, name: &str) -> Result<Vm, Problem> {
+        self.session.host.find(name).ok_or_else(|| {
+            Problem::new(Code::NotFound, format!("there is no VM `{name}`")).hint("`fanlight vm list` names them")
+        })
+    }
+
+    fn info(&self, vm: &Vm) -> VmInfo {
+        let (status, definition) = (vm.status(), vm.definition());
+        let mut sessions = self.session.sessions.list();
+        sessions.retain(|session| session.vm == vm.name());
+        VmInfo {
+            name: vm.name().to_owned(),
+            uuid: vm.uuid().to_string(),
+            state: status.state.to_string(),
+            reason: status.reason,
+            accelerator: status.accelerator.as_ref().map(|report| report.accelerator.to_string()),
+            accelerator_reason: status.accelerator.map(|report| report.why),
+            pid: status.pid,
+            since: status.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            memory: definition.memory,
+            vcpus: definition.vcpus,
+            sessions,
+        }
+    }
+}

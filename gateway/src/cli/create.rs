@@ -1,0 +1,192 @@
+//! `fanlight vm create`: options or a file become a definition.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+use vmm::{Accelerator, Boot, Definition, Disk, DiskBus, DiskFormat, Network};
+
+use super::Context;
+use crate::api::model::{CreateVm, NewDisk, VmInfo};
+use crate::problem::{Code, Problem};
+
+/// Create a VM, from options or from a definition file
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  fanlight vm create --name web01 --memory 2048 --vcpus 2 \\
+      --disk path=/srv/web01.qcow2,size=20G,format=qcow2 --cdrom /srv/debian-12.iso
+  fanlight vm create --name tiny --memory 256 --kernel /srv/vmlinux --initrd /srv/initrd --cmdline console=tty0
+  fanlight vm create --file web01.toml
+
+A disk is written as path=FILE[,size=20G][,format=raw|qcow2|vhd|vhdx|vmdk][,bus=virtio|scsi|ide][,readonly].
+With `size` the image is created, without it has to be there.")]
+pub(super) struct Create {
+    /// A definition in TOML; `vm show --definition` prints one
+    #[arg(long, short, value_name = "FILE", conflicts_with_all = ["name", "memory", "vcpus", "disks", "cdroms", "kernel", "initrd", "cmdline", "monitors", "accelerator", "network"])]
+    file: Option<PathBuf>,
+    /// Name of the VM
+    #[arg(long, required_unless_present = "file")]
+    name: Option<String>,
+    /// Memory in MiB
+    #[arg(long, default_value_t = 1024, value_name = "MIB")]
+    memory: u32,
+    /// Virtual processors
+    #[arg(long, default_value_t = 1, value_name = "NUMBER")]
+    vcpus: u8,
+    /// A disk; repeat it for several
+    #[arg(long = "disk", value_name = "path=FILE[,…]", value_parser = parse_disk)]
+    disks: Vec<DiskOption>,
+    /// An ISO image in a CD drive
+    #[arg(long = "cdrom", value_name = "FILE")]
+    cdroms: Vec<PathBuf>,
+    /// A Linux kernel to start instead of the firmware
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// The initial file system of that kernel
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    initrd: Option<PathBuf>,
+    /// The command line of that kernel
+    #[arg(long, value_name = "TEXT", requires = "kernel", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+    /// Most monitors the guest may have
+    #[arg(long, default_value_t = 1, value_name = "NUMBER")]
+    monitors: u8,
+    /// How the processors are run: auto, kvm or tcg
+    #[arg(long, default_value = "auto", value_parser = word::<Accelerator>)]
+    accelerator: Accelerator,
+    /// What the network card is connected to: user or none
+    #[arg(long, default_value = "user", value_parser = word::<Network>)]
+    network: Network,
+}
+
+/// A `--disk`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct DiskOption {
+    disk: Disk,
+    size: Option<u64>,
+}
+
+impl Create {
+    pub(super) async fn run(self, context: &Context) -> Result<(), Problem> {
+        let request = match &self.file {
+            Some(file) => from_file(file)?,
+            None => self.from_options()?,
+        };
+        let vm: VmInfo = context.client.post("/v1/vms", &request).await?;
+        context.output.value(&vm, || format!("{} is created; start it with `fanlight vm start {}`", vm.name, vm.name));
+        Ok(())
+    }
+
+    fn from_options(self) -> Result<CreateVm, Problem> {
+        let new_disks = self.disks.iter().filter_map(DiskOption::new_disk).collect();
+        let mut definition = Definition::new(self.name.unwrap_or_default(), Uuid::new_v4());
+        definition.memory = self.memory;
+        definition.vcpus = self.vcpus;
+        definition.monitors = self.monitors;
+        definition.accelerator = self.accelerator;
+        definition.network = self.network;
+        definition.disks = self.disks.into_iter().map(|option| option.disk).collect();
+        definition.disks.extend(self.cdroms.into_iter().map(cdrom));
+        if let Some(kernel) = self.kernel {
+            definition.boot = Boot::DirectKernel {
+                kernel: absolute(kernel),
+                initrd: self.initrd.map(absolute),
+                cmdline: self.cmdline.unwrap_or_default(),
+            };
+        }
+        definition.validate().map_err(|error| Problem::new(Code::Invalid, error))?;
+        Ok(CreateVm { definition: definition.to_toml(), file: None, disks: new_disks })
+    }
+}
+
+fn from_file(file: &Path) -> Result<CreateVm, Problem> {
+    // Read here for its errors; the service reads the same text again.
+    let definition = Definition::load(file).map_err(|error| Problem::new(Code::Invalid, error))?;
+    Ok(CreateVm { definition: definition.to_toml(), file: Some(file.display().to_string()), disks: Vec::new() })
+}
+
+fn cdrom(path: PathBuf) -> Disk {
+    Disk { path: absolute(path), format: DiskFormat::Raw, bus: DiskBus::Ide, readonly: true, cdrom: true }
+}
+
+/// The service has another working folder.
+fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
+}
+
+impl DiskOption {
+    fn new_disk(&self) -> Option<NewDisk> {
+        let format = serde_json::to_value(self.disk.format).ok()?.as_str()?.to_owned();
+        Some(NewDisk { path: self.disk.path.clone(), size: self.size?, format })
+    }
+}
+
+/// Reads `path=FILE,size=20G,format=qcow2,bus=virtio,readonly`.
+fn parse_disk(text: &str) -> Result<DiskOption, String> {
+    let (mut path, mut size, mut format, mut bus, mut readonly) = (None, None, None, DiskBus::Virtio, false);
+    for part in text.split(',') {
+        match part.split_once('=') {
+            Some(("path", value)) if !value.is_empty() => path = Some(PathBuf::from(value)),
+            Some(("size", value)) => size = Some(parse_size(value)?),
+            Some(("format", value)) => format = Some(word(value)?),
+            Some(("bus", value)) => bus = word(value)?,
+            None if part == "readonly" => readonly = true,
+            _ => return Err(format!("`{part}` is not one of path=, size=, format=, bus=, readonly")),
+        }
+    }
+    let path = absolute(path.ok_or("a disk needs path=FILE")?);
+    let format = format.or_else(|| format_of(&path)).unwrap_or(DiskFormat::Raw);
+    Ok(DiskOption { disk: Disk { path, format, bus, readonly, cdrom: false }, size })
+}
+
+/// The format that the file's name tells.
+fn format_of(path: &Path) -> Option<DiskFormat> {
+    word(&path.extension()?.to_str()?.to_ascii_lowercase()).ok()
+}
+
+/// A value by the word that stands for it in definition files.
+fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(text.into()).map_err(|error| error.to_string())
+}
+
+/// `512M`, `20G`, `1T`, or bytes; the units are powers of 1024.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let (number, shift) = match text.trim_end_matches('B').split_at_checked(text.trim_end_matches('B').len().saturating_sub(1)) {
+        Some((number, "K" | "k")) => (number, 10),
+        Some((number, "M" | "m")) => (number, 20),
+        Some((number, "G" | "g")) => (number, 30),
+        Some((number, "T" | "t")) => (number, 40),
+        _ => (text, 0),
+    };
+    let size = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift)).filter(|size| *size > 0);
+    size.ok_or_else(|| format!("`{text}` is not a size: write 512M, 20G, 1T or bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_with_their_units() {
+        assert_eq!(parse_size("20G"), Ok(20 << 30));
+        assert_eq!(parse_size("512MB"), Ok(512 << 20));
+        assert_eq!(parse_size("4096"), Ok(4096));
+        for text in ["", "G", "-1G", "0", "1.5G", "99999999999999T"] {
+            assert!(parse_size(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn disks_are_read_as_virt_install_writes_them() {
+        let read = parse_disk("path=/srv/a.qcow2,size=20G,bus=scsi,readonly").unwrap();
+        assert_eq!(read.size, Some(20 << 30));
+        assert_eq!((read.disk.format, read.disk.bus, read.disk.readonly), (DiskFormat::Qcow2, DiskBus::Scsi, true));
+        assert_eq!(parse_disk("path=/srv/a.img").unwrap().disk.format, DiskFormat::Raw);
+        assert_eq!(parse_disk("path=/srv/a.img,format=vhdx").unwrap().disk.format, DiskFormat::Vhdx);
+        for text in ["size=1G", "path=", "path=/a,sice=1G", "path=/a,format=zip", "path=/a,bus=floppy"] {
+            assert!(parse_disk(text).is_err(), "{text}");
+        }
+    }
+}

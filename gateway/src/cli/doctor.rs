@@ -1,0 +1,61 @@
+//! `fanlight doctor`.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use vmm::{Host, HostConfig};
+
+use super::Context;
+use super::output::{Cell, Colour};
+use crate::doctor::{Check, Level, Report, examine};
+use crate::problem::{Code, Problem};
+
+/// Check whether this host can run VMs and show them, and say how to mend what is missing
+///
+/// The exit code is 1 only when something is missing without which nothing works.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  fanlight doctor\n  fanlight doctor --json")]
+pub(super) struct Doctor {}
+
+impl Doctor {
+    pub(super) async fn run(self, context: &Context) -> Result<ExitCode, Problem> {
+        let report = match context.client.get("/v1/doctor").await {
+            Err(problem) if problem.code == Code::NoService => alone(context).await?,
+            answer => answer?,
+        };
+        let rows = report.checks.iter().map(row).collect();
+        context.output.table(&report, &["", "CHECK", "FOUND", "MEANING"], rows);
+        for check in &report.checks {
+            if let (Some(mend), false) = (&check.mend, context.output.is_json()) {
+                context.output.note(&format!("to mend {}: {mend}", check.name));
+            }
+        }
+        Ok(if report.works { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+/// Without a service: the same checks, with a host that knows no VMs and touches none of those that run.
+async fn alone(context: &Context) -> Result<Report, Problem> {
+    let failed = |error: &dyn std::fmt::Display| Problem::new(Code::Internal, error);
+    let config = context.config()?;
+    let folder = std::env::temp_dir().join(format!("fanlight-doctor-{}", std::process::id()));
+    crate::files::create_private_folder(&folder).map_err(|error| failed(&error))?;
+    let settings = HostConfig { qemu: config.qemu.clone(), ..HostConfig::new(folder.join("vms"), folder.join("run")) };
+    let host = Host::open(settings).await;
+    let report = match host {
+        Ok(host) => Ok(examine(&config, &host).await),
+        Err(error) => Err(failed(&error)),
+    };
+    // It holds nothing that anybody needs.
+    let _ = std::fs::remove_dir_all(&folder);
+    report
+}
+
+fn row(check: &Check) -> Vec<Cell> {
+    let sign = match check.level {
+        Level::Good => Cell::coloured("ok", Colour::Green),
+        Level::Poor => Cell::coloured("!", Colour::Yellow),
+        Level::Missing => Cell::coloured("MISSING", Colour::Red),
+    };
+    vec![sign, check.name.as_str().into(), check.found.as_str().into(), check.meaning.as_str().into()]
+}

@@ -1,0 +1,190 @@
+//! `fanlight vm`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use serde_json::Value;
+
+use super::Context;
+use super::create::Create;
+use super::output::{Cell, Colour, age};
+use crate::api::client::segment;
+use crate::api::model::{VmInfo, VmList};
+use crate::problem::{Code, Problem};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Vm {
+    Create(Box<Create>),
+    List(List),
+    Show(Show),
+    /// Start a VM
+    #[command(after_help = "Example:\n  fanlight vm start web01")]
+    Start(One),
+    /// Ask the guest to shut down, as its power button does
+    #[command(after_help = "Example:\n  fanlight vm shutdown web01")]
+    Shutdown(One),
+    /// Switch a VM off at once; what the guest has not written is lost
+    #[command(after_help = "Example:\n  fanlight vm stop web01")]
+    Stop(One),
+    /// Start the guest over at once, as its reset button does
+    #[command(after_help = "Example:\n  fanlight vm reset web01")]
+    Reset(One),
+    /// Stop the processors of a VM; its memory stays
+    #[command(after_help = "Example:\n  fanlight vm pause web01")]
+    Pause(One),
+    /// Let the processors of a paused VM go on
+    #[command(after_help = "Example:\n  fanlight vm resume web01")]
+    Resume(One),
+    /// Forget a VM that is stopped; its disks stay
+    #[command(after_help = "Example:\n  fanlight vm delete web01")]
+    Delete(One),
+    Screenshot(Screenshot),
+}
+
+/// List the VMs
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  fanlight vm list\n  fanlight vm list --json")]
+pub(super) struct List {}
+
+/// Show one VM: its state, why it is in it, who is connected
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  fanlight vm show web01\n  fanlight vm show web01 --definition > copy.toml")]
+pub(super) struct Show {
+    /// The VM: name or UUID
+    vm: String,
+    /// Print its definition instead, as `vm create --file` takes it
+    #[arg(long)]
+    definition: bool,
+}
+
+/// One VM.
+#[derive(Debug, Args)]
+pub(super) struct One {
+    /// The VM: name or UUID
+    vm: String,
+}
+
+/// Save what a VM's screen shows as a PNG file
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  fanlight vm screenshot web01 --output web01.png")]
+pub(super) struct Screenshot {
+    /// The VM: name or UUID
+    vm: String,
+    /// The file to write
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
+}
+
+impl Vm {
+    pub(super) async fn run(self, context: &Context) -> Result<ExitCode, Problem> {
+        match self {
+            Self::Create(create) => create.run(context).await,
+            Self::List(_) => list(context).await,
+            Self::Show(show) => show.run(context).await,
+            Self::Start(one) => one.request(context, "start").await,
+            Self::Shutdown(one) => one.request(context, "shutdown").await,
+            Self::Stop(one) => one.request(context, "stop").await,
+            Self::Reset(one) => one.request(context, "reset").await,
+            Self::Pause(one) => one.request(context, "pause").await,
+            Self::Resume(one) => one.request(context, "resume").await,
+            Self::Delete(one) => one.delete(context).await,
+            Self::Screenshot(screenshot) => screenshot.run(context).await,
+        }?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+async fn list(context: &Context) -> Result<(), Problem> {
+    let list: VmList = context.client.get("/v1/vms").await?;
+    let rows = list.vms.iter().map(row).collect();
+    context.output.table(&list, &["VM", "STATE", "SINCE", "MEMORY", "VCPUS", "SESSIONS", "REASON"], rows);
+    list.problems.iter().for_each(|problem| context.output.note(&format!("refused: {problem}")));
+    Ok(())
+}
+
+impl Show {
+    async fn run(self, context: &Context) -> Result<(), Problem> {
+        if self.definition {
+            let text = context.client.get_bytes(&path(&self.vm, "/definition")).await?;
+            let text = String::from_utf8_lossy(&text);
+            context.output.value(&serde_json::json!({ "definition": text }), || text.trim_end().to_owned());
+            return Ok(());
+        }
+        let vm: VmInfo = context.client.get(&path(&self.vm, "")).await?;
+        context.output.value(&vm, || describe(&vm));
+        Ok(())
+    }
+}
+
+impl One {
+    async fn request(self, context: &Context, request: &str) -> Result<(), Problem> {
+        let vm: VmInfo = context.client.post(&path(&self.vm, &format!("/{request}")), &Value::Null).await?;
+        context.output.value(&vm, || format!("{} is {}", vm.name, vm.state));
+        Ok(())
+    }
+
+    async fn delete(self, context: &Context) -> Result<(), Problem> {
+        context.client.delete(&path(&self.vm, "")).await?;
+        context.output.value(&serde_json::json!({ "deleted": self.vm }), || format!("{} is deleted", self.vm));
+        Ok(())
+    }
+}
+
+impl Screenshot {
+    async fn run(self, context: &Context) -> Result<(), Problem> {
+        let picture = context.client.get_bytes(&path(&self.vm, "/screenshot")).await?;
+        std::fs::write(&self.output, &picture).map_err(|error| {
+            Problem::new(Code::Internal, format!("cannot write {}: {error}", self.output.display()))
+        })?;
+        let file = self.output.display().to_string();
+        context.output.value(&serde_json::json!({ "file": file }), || format!("written to {file}"));
+        Ok(())
+    }
+}
+
+fn path(vm: &str, rest: &str) -> String {
+    format!("/v1/vms/{}{rest}", segment(vm))
+}
+
+fn row(vm: &VmInfo) -> Vec<Cell> {
+    vec![
+        vm.name.as_str().into(),
+        state(vm),
+        age(vm.since).into(),
+        format!("{} MiB", vm.memory).into(),
+        vm.vcpus.to_string().into(),
+        vm.sessions.len().to_string().into(),
+        vm.reason.clone().unwrap_or_default().into(),
+    ]
+}
+
+fn state(vm: &VmInfo) -> Cell {
+    let colour = match vm.state.as_str() {
+        "running" => Colour::Green,
+        "failed" => Colour::Red,
+        "paused" | "starting" | "stopping" => Colour::Yellow,
+        _ => Colour::Plain,
+    };
+    Cell::coloured(vm.state.as_str(), colour)
+}
+
+fn describe(vm: &VmInfo) -> String {
+    let mut lines = vec![
+        ("name", vm.name.clone()),
+        ("uuid", vm.uuid.clone()),
+        ("state", format!("{}, since {}", vm.state, age(vm.since))),
+        ("memory", format!("{} MiB", vm.memory)),
+        ("vcpus", vm.vcpus.to_string()),
+    ];
+    lines.extend(vm.reason.clone().map(|reason| ("reason", reason)));
+    let why = vm.accelerator_reason.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
+    lines.extend(vm.accelerator.as_ref().map(|accelerator| ("accelerator", format!("{accelerator}{why}"))));
+    lines.extend(vm.pid.map(|pid| ("process", pid.to_string())));
+    let sessions = vm.sessions.iter().map(|session| {
+        ("session", format!("{}: {} from {}, since {}", session.id, session.user, session.peer, age(session.since)))
+    });
+    lines.extend(sessions);
+    let lines = lines.iter().map(|(name, value)| format!("{name:<12} {value}"));
+    lines.collect::<Vec<_>>().join("\n")
+}

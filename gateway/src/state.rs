@@ -1,0 +1,229 @@
+//! The state folder: where everything that outlives the program is kept, and who may use it.
+//!
+//! | path | what |
+//! | --- | --- |
+//! | `fanlight.toml` | configuration, written by the administrator |
+//! | `vms/NAME.toml` | one definition per VM |
+//! | `run/UUID/` | runtime files of one VM: sockets, logs |
+//! | `users.toml` | users, mode 0600 |
+//! | `tls/cert.pem`, `tls/key.pem` | the certificate made on first start |
+//! | `api.sock` | the HTTP API, for the folder's owner and root |
+//! | `lock` | held by the one program that may change the rest |
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use crate::files::create_private_folder;
+
+/// Where the state folder is, when nobody says.
+const SYSTEM_FOLDER: &str = "/var/lib/fanlight";
+/// How long a program waits for another that only edits a file.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_RETRY: Duration = Duration::from_millis(50);
+
+/// The folder and the names in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateFolder {
+    path: PathBuf,
+}
+
+/// The right to change what is in a state folder, until dropped.
+#[derive(Debug)]
+pub struct StateLock {
+    _file: File,
+}
+
+/// Why the state folder cannot be used.
+#[derive(Debug, Error)]
+pub enum StateError {
+    /// Another program holds the lock.
+    #[error("{} is in use by another fanlight{}", folder.display(), pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default())]
+    InUse {
+        /// The folder.
+        folder: PathBuf,
+        /// Who holds it, when known.
+        pid: Option<u32>,
+    },
+    /// It cannot be created or written.
+    #[error("cannot use the state folder {}: {source}", folder.display())]
+    Unusable {
+        /// The folder.
+        folder: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+impl StateFolder {
+    /// The folder at `path`.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// The folder of `--state`, else `FANLIGHT_STATE`, else the default: `/var/lib/fanlight` for root,
+    /// `$XDG_STATE_HOME/fanlight` for everybody else.
+    #[must_use]
+    pub fn choose(option: Option<PathBuf>) -> Self {
+        let from_environment = || std::env::var_os("FANLIGHT_STATE").filter(|path| !path.is_empty()).map(PathBuf::from);
+        let default = || {
+            if rustix::process::geteuid().is_root() { PathBuf::from(SYSTEM_FOLDER) } else { user_state("fanlight") }
+        };
+        Self::new(absolute(option.or_else(from_environment).unwrap_or_else(default)))
+    }
+
+    /// The folder of the demo: never the one that a real service uses.
+    #[must_use]
+    pub fn choose_for_demo(option: Option<PathBuf>) -> Self {
+        Self::new(absolute(option.unwrap_or_else(|| user_state("fanlight-demo"))))
+    }
+
+    /// Creates the folders that are missing.
+    ///
+    /// # Errors
+    ///
+    /// When one cannot be created.
+    pub fn create(&self) -> Result<(), StateError> {
+        [self.path.clone(), self.definitions(), self.runtime(), self.path.join("tls")]
+            .iter()
+            .try_for_each(|folder| create_private_folder(folder))
+            .map_err(|source| self.unusable(source))
+    }
+
+    /// Takes the lock, waiting a moment for a program that only edits a file.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::InUse`] when a gateway runs on this folder.
+    pub fn lock(&self) -> Result<StateLock, StateError> {
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match self.try_lock() {
+                Err(StateError::InUse { .. }) if Instant::now() < deadline => std::thread::sleep(LOCK_RETRY),
+                result => return result,
+            }
+        }
+    }
+
+    /// The folder itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The configuration file.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.path.join("fanlight.toml")
+    }
+
+    /// The file of users.
+    #[must_use]
+    pub fn users(&self) -> PathBuf {
+        self.path.join("users.toml")
+    }
+
+    /// The folder of VM definitions.
+    #[must_use]
+    pub fn definitions(&self) -> PathBuf {
+        self.path.join("vms")
+    }
+
+    /// The folder of what running VMs need.
+    #[must_use]
+    pub fn runtime(&self) -> PathBuf {
+        self.path.join("run")
+    }
+
+    /// The certificate made on first start.
+    #[must_use]
+    pub fn certificate(&self) -> PathBuf {
+        self.path.join("tls/cert.pem")
+    }
+
+    /// Its private key.
+    #[must_use]
+    pub fn private_key(&self) -> PathBuf {
+        self.path.join("tls/key.pem")
+    }
+
+    /// The socket of the HTTP API.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.path.join("api.sock")
+    }
+
+    fn try_lock(&self) -> Result<StateLock, StateError> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(self.path.join("lock"))
+            .map_err(|source| self.unusable(source))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(StateError::InUse { folder: self.path.clone(), pid: read_pid(&mut file) });
+            }
+            Err(TryLockError::Error(source)) => return Err(self.unusable(source)),
+        }
+        write_pid(&mut file).map_err(|source| self.unusable(source))?;
+        Ok(StateLock { _file: file })
+    }
+
+    fn unusable(&self, source: io::Error) -> StateError {
+        StateError::Unusable { folder: self.path.clone(), source }
+    }
+}
+
+fn read_pid(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+fn write_pid(file: &mut File) -> io::Result<()> {
+    file.set_len(0)?;
+    file.seek(SeekFrom::Start(0))?;
+    writeln!(file, "{}", std::process::id())
+}
+
+fn user_state(name: &str) -> PathBuf {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    variable("XDG_STATE_HOME")
+        .filter(|path| path.is_absolute())
+        .or_else(|| variable("HOME").map(|home| home.join(".local/state")))
+        .unwrap_or_else(std::env::temp_dir)
+        .join(name)
+}
+
+/// QEMU and the sockets keep their meaning when the working folder changes.
+fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TempFolder;
+
+    #[test]
+    fn a_second_lock_is_refused_and_names_the_holder() {
+        let folder = TempFolder::new("lock");
+        let state = StateFolder::new(folder.path());
+        let held = state.lock().unwrap();
+        match state.try_lock() {
+            Err(StateError::InUse { pid, .. }) => assert_eq!(pid, Some(std::process::id())),
+            other => panic!("expected a refusal, got {other:?}"),
+        }
+        drop(held);
+        state.lock().unwrap();
+    }
+}
