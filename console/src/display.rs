@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::damage::DamageSet;
 use crate::geometry::{Point, Rect, Size};
@@ -65,6 +66,8 @@ pub struct DisplayUpdate {
     pub damage: DamageSet,
     /// The cursor, when it changed.
     pub cursor: Option<CursorState>,
+    /// When the oldest of these changes was reported; latency is measured from here.
+    pub since: Option<Instant>,
 }
 
 impl fmt::Debug for DisplayUpdate {
@@ -74,6 +77,6 @@ impl fmt::Debug for DisplayUpdate {
             .field("scanout_changed", &self.scanout_changed)
             .field("damage", &self.damage)
             .field("cursor", &self.cursor)
-            .finish()
+            .finish_non_exhaustive()
     }
 }

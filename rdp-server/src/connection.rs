@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 
 use console::{Rect, Size};
 use ironrdp_core::decode;
+use ironrdp_pdu::gcc::ClientEarlyCapabilityFlags;
 use ironrdp_pdu::geometry::InclusiveRectangle;
 use ironrdp_pdu::mcs::{McsMessage, SendDataRequest};
 use ironrdp_pdu::rdp::headers::{ShareControlHeader, ShareControlPdu, ShareDataPdu};
@@ -21,6 +22,7 @@ use ironrdp_pdu::rdp::server_error_info::{ErrorInfo, ProtocolIndependentCode, Rd
 use ironrdp_pdu::x224::X224;
 use thiserror::Error;
 
+use crate::accept::Handshake;
 use crate::channels::display_control;
 use crate::channels::dynamic::{DynamicChannelId, DynamicChannels, DynamicError, DynamicEvent, for_each_data_pdu};
 use crate::channels::mcs;
@@ -43,6 +45,19 @@ pub struct ConnectionConfig {
     pub graphics_pipeline: bool,
     /// The client shows the reason of a disconnect (RNS_UD_CS_SUPPORT_ERRINFO_PDU).
     pub error_info: bool,
+}
+
+impl From<&Handshake> for ConnectionConfig {
+    fn from(handshake: &Handshake) -> Self {
+        let early = handshake.client.early_capability_flags;
+        Self {
+            io_channel_id: handshake.io_channel_id,
+            message_channel_id: handshake.message_channel_id,
+            dynamic_channel_id: handshake.channel_id("drdynvc"),
+            graphics_pipeline: early.contains(ClientEarlyCapabilityFlags::SUPPORT_DYN_VC_GFX_PROTOCOL),
+            error_info: early.contains(ClientEarlyCapabilityFlags::SUPPORT_ERR_INFO_PDU),
+        }
+    }
 }
 
 /// Something that the client did.
