@@ -53,7 +53,7 @@ pub fn read(bytes: &[u8]) -> Result<Option<(Preconnection, usize)>, Preconnectio
     };
     let declared = u32::from_le_bytes(*size);
     let size = usize::try_from(declared).unwrap_or(usize::MAX);
-    if size > MAX_BLOB_BYTES || size < V1_BYTES || size == V1_BYTES + 1 {
+    if !(V1_BYTES..=MAX_BLOB_BYTES).contains(&size) || size == V1_BYTES + 1 {
         return Err(PreconnectionError::Size(declared));
     }
     let Some(blob) = bytes.get(..size) else {

@@ -7,6 +7,8 @@ use tokio::io::{DuplexStream, duplex};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 
+use tokio::time::Instant;
+
 use super::*;
 use crate::testing::{Act, Client, ClientPlan, GUID, USER, VM, blob_bytes, gate};
 

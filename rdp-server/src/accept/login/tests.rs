@@ -1,6 +1,9 @@
 //! Both ends in memory: no TLS, no sockets, no clock. The client is IronRDP's.
 
+use ironrdp_pdu::nego::SecurityProtocol;
+
 use super::*;
+use crate::accept::activation::IO_CHANNEL_ID;
 use crate::testing::{Act, Client, ClientPlan, GUID, PASSWORD, USER, VM, blob_bytes, gate, settings};
 
 mod order;

@@ -188,10 +188,8 @@ impl<'a> Authenticate<'a> {
         Ok(key)
     }
 
-    /// The integrity code, and the message as it was when the code was computed: with zeros in its place.
-    ///
-    /// None when the client's response says that there is none.
-    pub(super) fn integrity(&self, raw: &[u8]) -> Result<Option<([u8; KEY_BYTES], Vec<u8>)>, NtlmError> {
+    /// The integrity code. None when the client's response says that there is none.
+    pub(super) fn integrity(&self, raw: &[u8]) -> Result<Option<Integrity>, NtlmError> {
         let (_, rest) = self.response()?;
         if av_flags(rest.get(28..).unwrap_or_default()) & av::HAS_INTEGRITY_CODE == 0 {
             return Ok(None);
@@ -203,8 +201,15 @@ impl<'a> Authenticate<'a> {
         if let Some(place) = without.get_mut(at..at + KEY_BYTES) {
             place.fill(0);
         }
-        Ok(Some((code, without)))
+        Ok(Some(Integrity { code, without }))
     }
+}
+
+/// The integrity code of an AUTHENTICATE message.
+pub(super) struct Integrity {
+    pub(super) code: [u8; KEY_BYTES],
+    /// The message as it was when the code was computed: with zeros in the code's place.
+    pub(super) without: Vec<u8>,
 }
 
 const TRUNCATED: NtlmError = NtlmError::PeerMisbehaved("truncated ntlm authenticate");

@@ -114,9 +114,9 @@ impl Challenged {
         let negotiated = message.negotiated(self.flags);
         let session_key = Zeroizing::new(message.session_key(negotiated, &base_key)?);
         let unaltered = match message.integrity(raw)? {
-            Some((code, without)) => {
-                let parts: [&[u8]; 3] = [&self.negotiate, &self.challenge, &without];
-                crypto::equal(&crypto::hmac_md5(&*session_key, &parts), &code)
+            Some(integrity) => {
+                let parts: [&[u8]; 3] = [&self.negotiate, &self.challenge, &integrity.without];
+                crypto::equal(&crypto::hmac_md5(&*session_key, &parts), &integrity.code)
             }
             None => true,
         };
