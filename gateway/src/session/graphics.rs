@@ -8,9 +8,10 @@ use rdp_server::connection::{GraphicsAddress, frame_graphics_message};
 use rdp_server::graphics::{GraphicsOutput, Pipeline};
 use tokio::sync::{mpsc, watch};
 use tracing::debug;
-use vmm::{Status, Viewer, VmState};
+use vmm::{Console, Status, Viewer, VmState};
 
 use super::notice::Notice;
+use super::sizing::Sizing;
 use super::writer::{Outbox, Picture};
 
 /// Pixels of damage from which encoding leaves the async thread: a tenth of a millisecond of work and more.
@@ -35,6 +36,8 @@ pub(super) enum GraphicsInput {
     Reactivated(Size),
     /// The client moved its pointer.
     PointerAt(console::Point),
+    /// The client wants its monitor in this size.
+    Wanted(Size),
 }
 
 /// What the task tells the session.
@@ -50,7 +53,9 @@ pub(super) enum GraphicsReport {
 pub(super) struct GraphicsTask {
     pub(super) vm: String,
     pub(super) pipeline: Pipeline,
+    pub(super) console: Console,
     pub(super) viewer: Viewer,
+    pub(super) sizing: Sizing,
     pub(super) status: watch::Receiver<Status>,
     pub(super) inputs: mpsc::Receiver<GraphicsInput>,
     pub(super) reports: mpsc::Sender<GraphicsReport>,
@@ -71,7 +76,7 @@ impl GraphicsTask {
         self.look();
         let mut idle = false;
         loop {
-            let timeout = self.pipeline.next_timeout();
+            let timeout = [self.pipeline.next_timeout(), self.sizing.timeout()].into_iter().flatten().min();
             // Race semantics: every source keeps what a losing branch did not take.
             tokio::select! {
                 biased;
@@ -89,7 +94,11 @@ impl GraphicsTask {
                     }
                     Err(_) => return,
                 },
-                () = sleep_until(timeout), if timeout.is_some() => {}
+                () = sleep_until(timeout), if timeout.is_some() => {
+                    if let Some(update) = self.sizing.overdue(Instant::now()) {
+                        self.show(update);
+                    }
+                }
             }
             idle = false;
         }
@@ -152,6 +161,11 @@ impl GraphicsTask {
                 self.damage = u64::MAX;
             }
             GraphicsInput::PointerAt(at) => self.pipeline.client_pointer(now, at),
+            GraphicsInput::Wanted(size) => {
+                if let Some(size) = self.sizing.wanted(size, now) {
+                    self.console.request_size(size);
+                }
+            }
         }
     }
 
@@ -179,6 +193,12 @@ impl GraphicsTask {
                 self.notice = true;
             }
         }
+        if let Some(update) = self.sizing.pass(update, Instant::now()) {
+            self.show(update);
+        }
+    }
+
+    fn show(&mut self, update: DisplayUpdate) {
         self.since = self.since.or(update.since);
         let damage: u64 = update.damage.rects().iter().map(|rect| rect.area()).sum();
         self.damage = if update.scanout_changed { u64::MAX } else { self.damage.saturating_add(damage) };

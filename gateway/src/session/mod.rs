@@ -10,6 +10,7 @@
 
 mod graphics;
 mod notice;
+mod sizing;
 pub mod stats;
 mod writer;
 
@@ -33,6 +34,7 @@ use crate::context::SessionContext;
 use crate::sessions::{EndReason, SessionGuard};
 
 use graphics::{GraphicsInput, GraphicsReport, GraphicsTask};
+use sizing::Sizing;
 use writer::{Outbox, Picture, WriteError, writer};
 
 /// Messages for the graphics task that may wait. The session stops reading its client at this many.
@@ -136,6 +138,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
             vm: vm.name().to_owned(),
             pipeline: Pipeline::new(client, handshake.desktop_size, Instant::now()),
             viewer: console.viewer(),
+            console: console.clone(),
+            sizing: Sizing::new(handshake.client.requested_size),
             status: vm.watch(),
             inputs,
             reports: report,
@@ -216,10 +220,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
                 self.send_pointer(pointer).await;
                 return Ok(());
             }
-            ClientEvent::WantedSize(size) => {
-                self.console.request_size(size);
-                return Ok(());
-            }
             ClientEvent::Reactivation(pdu) => return self.go_on_reactivating(&pdu).await,
             ClientEvent::ShutdownRequested => {
                 self.connection.deny_shutdown();
@@ -229,6 +229,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
                 self.ended = true;
                 return Ok(());
             }
+            ClientEvent::WantedSize(size) => GraphicsInput::Wanted(size),
             ClientEvent::GraphicsOpened(address) => GraphicsInput::Opened(address),
             ClientEvent::GraphicsClosed => GraphicsInput::Closed,
             ClientEvent::GraphicsMessage(message) => GraphicsInput::Message(message),

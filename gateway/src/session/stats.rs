@@ -126,7 +126,10 @@ mod tests {
 
     #[test]
     fn nothing_measured_reads_as_zero_and_extremes_have_a_bucket() {
-        assert_eq!(SessionStats::default().read().damage_to_socket_us, LatencyReading { count: 0, p50: 0, p99: 0, max: 0 });
+        assert_eq!(
+            SessionStats::default().read().damage_to_socket_us,
+            LatencyReading { count: 0, p50: 0, p99: 0, max: 0 }
+        );
         for latency in [Duration::ZERO, Duration::from_secs(1 << 40)] {
             SessionStats::default().sent(0, Some(latency));
         }
