@@ -140,6 +140,55 @@ fn messages_in_other_states_are_refused() {
     }
 }
 
+/// A SPNEGO client that would rather use Kerberos, made of a bare NTLM client.
+#[test]
+fn a_client_that_prefers_kerberos_is_led_to_ntlm() {
+    use super::der::{APPLICATION, OCTET_STRING, OID, SEQUENCE, context, tagged};
+
+    let octets = |number: u8, value: &[u8]| tagged(context(number), &tagged(OCTET_STRING, value));
+    let respond = |token: &[u8]| tagged(context(1), &tagged(SEQUENCE, &octets(2, token)));
+    let send = |server: &mut CredSsp, request: PeerRequest| {
+        let mut bytes = Vec::new();
+        request.encode_ts_request(&mut bytes).unwrap();
+        server.handle_message(&bytes, |claim| (claim.user == "bob").then(|| nt_hash("secret"))).unwrap()
+    };
+    let reply = |progress| match progress {
+        Progress::Reply(reply) => PeerRequest::from_buffer(&reply).unwrap(),
+        Progress::Done => panic!("too early"),
+    };
+    let mut server = CredSsp::new(PUBLIC_KEY.to_vec(), secrets());
+    let mut client = client(ntlm_mode(), 6, "bob", None, "secret");
+    let mut next = |incoming: PeerRequest| match client.process(incoming).start() {
+        GeneratorState::Completed(Ok(ClientState::ReplyNeeded(request) | ClientState::FinalMessage(request))) => {
+            request
+        }
+        _ => panic!("the client gave up"),
+    };
+
+    let kerberos = tagged(OID, &[0x2A, 0x86, 0x48, 0x86, 0xF7, 0x12, 1, 2, 2]);
+    let ntlm = tagged(OID, &[0x2B, 6, 1, 4, 1, 0x82, 0x37, 2, 2, 10]);
+    let mut fields = tagged(context(0), &tagged(SEQUENCE, &[kerberos, ntlm].concat()));
+    fields.extend(octets(2, b"a ticket nobody here can read"));
+    let mut init = tagged(OID, &[0x2B, 6, 1, 5, 5, 2]);
+    init.extend(tagged(context(0), &tagged(SEQUENCE, &fields)));
+    let init = PeerRequest { nego_tokens: Some(tagged(APPLICATION, &init)), ..PeerRequest::default() };
+    let selected = reply(send(&mut server, init)).nego_tokens.unwrap();
+    assert!(selected.windows(10).any(|bytes| bytes == [0x2B, 6, 1, 4, 1, 0x82, 0x37, 2, 2, 10]));
+
+    let mut negotiate = next(PeerRequest::default());
+    negotiate.nego_tokens = Some(respond(&negotiate.nego_tokens.unwrap()));
+    let mut challenge = reply(send(&mut server, negotiate));
+    let wrapped = challenge.nego_tokens.take().unwrap();
+    let at = wrapped.windows(8).position(|bytes| bytes == b"NTLMSSP\0").unwrap();
+    challenge.nego_tokens = Some(wrapped[at..].to_vec());
+
+    let mut authenticate = next(challenge);
+    authenticate.nego_tokens = Some(respond(&authenticate.nego_tokens.unwrap()));
+    let mut bound = reply(send(&mut server, authenticate));
+    assert!(bound.nego_tokens.take().is_some() && bound.pub_key_auth.is_some());
+    assert!(matches!(send(&mut server, next(bound)), Progress::Done));
+}
+
 #[test]
 fn the_echoed_key_carries_over() {
     assert_eq!(incremented(&[0xFF, 0xFF, 7]), [0, 0, 8]);
