@@ -320,7 +320,13 @@ mod tests {
     }
 
     /// Encodes `rect` of a surface, and checks that it decodes to the same colours; returns the size.
-    fn check(codec: &mut ClearCodec, decoder: &mut ClearCodecDecoder, surface: &[u8], stride: usize, rect: Rect) -> usize {
+    fn check(
+        codec: &mut ClearCodec,
+        decoder: &mut ClearCodecDecoder,
+        surface: &[u8],
+        stride: usize,
+        rect: Rect,
+    ) -> usize {
         let pixels = &surface[to_usize(rect.y) * stride + to_usize(rect.x) * PIXEL..];
         codec.read(pixels, stride, rect);
         let mut wire = Vec::new();

@@ -122,7 +122,8 @@ impl ClientGraphics {
                 other => client.apply(other),
             }
         }
-        if !surface_commands.contains(CmdFlags::SET_SURFACE_BITS) {
+        // The codec has 32 bits a pixel, and a session has one depth.
+        if !surface_commands.contains(CmdFlags::SET_SURFACE_BITS) || client.color_depth != ColorDepth::Bpp32 {
             client.remote_fx = None;
         }
         if !surface_commands.contains(CmdFlags::FRAME_MARKER) {
@@ -133,10 +134,10 @@ impl ClientGraphics {
 
     fn apply(&mut self, set: &CapabilitySet) {
         match set {
-            CapabilitySet::General(general) => {
-                if general.extra_flags.contains(GeneralExtraFlags::NO_BITMAP_COMPRESSION_HDR) {
-                    self.bitmap_header = BitmapHeader::Omitted;
-                }
+            CapabilitySet::General(general)
+                if general.extra_flags.contains(GeneralExtraFlags::NO_BITMAP_COMPRESSION_HDR) =>
+            {
+                self.bitmap_header = BitmapHeader::Omitted;
             }
             CapabilitySet::Bitmap(bitmap) => {
                 self.color_depth = ColorDepth::from_bits(bitmap.pref_bits_per_pix);

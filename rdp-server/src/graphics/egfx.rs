@@ -30,8 +30,8 @@ use super::shadow::Shadow;
 use super::window::Window;
 use super::zgfx::Compressor;
 
-pub use message::fuzz_gfx_client_message;
 use message::ClientMessage;
+pub use message::fuzz_gfx_client_message;
 use writer::CommandWriter;
 
 /// One opened graphics channel.
@@ -48,7 +48,7 @@ pub(super) struct Egfx {
 }
 
 enum State {
-    AwaitCaps,
+    AwaitCaps { until: Instant },
     Ready { caps: CapabilitySet, surface: Option<Surface> },
 }
 
@@ -59,10 +59,10 @@ struct Surface {
 }
 
 impl Egfx {
-    /// A channel that was just opened.
-    pub(super) fn new() -> Self {
+    /// A channel that was just opened, and whose client is to name its capabilities until then.
+    pub(super) fn new(until: Instant) -> Self {
         Self {
-            state: State::AwaitCaps,
+            state: State::AwaitCaps { until },
             window: Window::new(usize::MAX),
             commands: CommandWriter::new(),
             codec: ClearCodec::new(),
@@ -89,11 +89,19 @@ impl Egfx {
         matches!(self.state, State::Ready { .. })
     }
 
+    /// Until when the client is to name its capabilities, if it has not.
+    pub(super) fn awaits_caps_until(&self) -> Option<Instant> {
+        match self.state {
+            State::AwaitCaps { until } => Some(until),
+            State::Ready { .. } => None,
+        }
+    }
+
     /// The version that was agreed on.
     pub(super) fn version(&self) -> Option<u32> {
         match &self.state {
             State::Ready { caps, .. } => Some(caps.version().into()),
-            State::AwaitCaps => None,
+            State::AwaitCaps { .. } => None,
         }
     }
 
@@ -116,6 +124,15 @@ impl Egfx {
 
     pub(super) fn window(&self) -> &Window {
         &self.window
+    }
+
+    /// The client's output was set up anew: the next frame begins with another surface.
+    pub(super) fn lose_surface(&mut self) {
+        if let State::Ready { surface, .. } = &mut self.state
+            && let Some(old) = surface.take()
+        {
+            self.replies.push(GfxPdu::DeleteSurface(DeleteSurfacePdu { surface_id: old.id }));
+        }
     }
 
     /// Begins a frame; `size` is the desktop's, and if the surface has another, a new one begins with it: black.
@@ -233,7 +250,7 @@ impl Egfx {
     fn surface_id(&self) -> Option<u16> {
         match &self.state {
             State::Ready { surface, .. } => surface.map(|surface| surface.id),
-            State::AwaitCaps => None,
+            State::AwaitCaps { .. } => None,
         }
     }
 

@@ -9,11 +9,15 @@
 //! Nothing here waits, locks or reads a clock. There is no queue of frames: while the client has no credit
 //! only the set of damaged rectangles grows, and the next frame shows the newest state.
 
+mod bitmap;
 mod clear_codec;
 mod client;
 mod egfx;
+mod legacy;
 mod monitor;
 mod pipeline;
+mod pointer;
+mod remote_fx;
 mod shadow;
 #[cfg(test)]
 mod testing;

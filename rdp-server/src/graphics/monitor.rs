@@ -67,6 +67,11 @@ impl Monitor {
         !self.damage.is_empty() || !self.refresh.is_empty()
     }
 
+    /// Whether the newest picture has another size than what was sent, so that the monitor must be restarted.
+    pub(super) fn has_another_size(&self) -> bool {
+        self.shadow.size() != self.size()
+    }
+
     /// The client was shown a black picture of the monitor's size instead of what it had.
     pub(super) fn restart_black(&mut self) {
         self.shadow = Shadow::new(self.size());

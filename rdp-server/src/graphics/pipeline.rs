@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  Waiting ──gfx_opened──▶ Egfx ◀──CapsAdvertise── Legacy
-//!     └──time is up, gfx_closed──▶ Legacy ◀──gfx_closed── Egfx
+//!     └──time is up, gfx_closed──▶ Legacy ◀──time is up, gfx_closed── Egfx
 //! ```
 
 use std::time::{Duration, Instant};
@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use console::{DisplayUpdate, Point, Rect, Size};
 
 use super::egfx::Egfx;
+use super::legacy::Legacy;
 use super::monitor::Monitor;
+use super::pointer::Pointer;
 use super::shadow::merge;
 use super::{ClientGraphics, GraphicsError};
 
@@ -39,8 +41,10 @@ pub enum GraphicsMode {
         /// As in MS-RDPEGFX 2.2.3, for example 0x000a0701.
         version: u32,
     },
-    /// In fast-path updates.
-    FastPath,
+    /// In RemoteFX.
+    RemoteFx,
+    /// In bitmap updates.
+    Bitmaps,
 }
 
 /// The monitor and the pointer of one session.
@@ -52,7 +56,9 @@ pub struct Pipeline {
     desktop: Size,
     path: Path,
     monitor: Monitor,
-    suppressed: bool,
+    pointer: Pointer,
+    output: Output,
+    reactivation: Reactivation,
     /// Kept for its memory.
     boxes: Vec<Rect>,
 }
@@ -64,15 +70,41 @@ enum Path {
         until: Instant,
     },
     Egfx(Box<Egfx>),
-    Legacy,
+    Legacy(Box<Legacy>),
+}
+
+/// Whether the client wants pictures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Output {
+    Allowed,
+    Suppressed,
+}
+
+/// How a client without the graphics pipeline comes to a desktop of another size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reactivation {
+    /// It may be asked for, but not again for the size of which it made another.
+    Idle { refused: Option<Size> },
+    /// It was asked for.
+    Pending(Size),
 }
 
 impl Pipeline {
     /// A pipeline for a client that was just activated with a desktop of `desktop`.
     #[must_use]
     pub fn new(client: ClientGraphics, desktop: Size, now: Instant) -> Self {
-        let path = if client.egfx { Path::Waiting { until: now + OPENING } } else { Path::Legacy };
-        Self { client, desktop, path, monitor: Monitor::new(desktop), suppressed: false, boxes: Vec::new() }
+        let path = Path::Waiting { until: if client.egfx { now + OPENING } else { now } };
+        let pointer = Pointer::new(client.pointer, client.max_request_size);
+        Self {
+            client,
+            desktop,
+            path,
+            monitor: Monitor::new(desktop),
+            pointer,
+            output: Output::Allowed,
+            reactivation: Reactivation::Idle { refused: None },
+            boxes: Vec::new(),
+        }
     }
 
     /// The size the client believes its desktop has.
@@ -86,27 +118,29 @@ impl Pipeline {
     pub fn mode(&self) -> GraphicsMode {
         match &self.path {
             Path::Waiting { .. } => GraphicsMode::Waiting,
-            Path::Egfx(egfx) => {
-                egfx.version().map_or(GraphicsMode::Waiting, |version| GraphicsMode::Egfx { version })
-            }
-            Path::Legacy => GraphicsMode::FastPath,
+            Path::Egfx(egfx) => egfx.version().map_or(GraphicsMode::Waiting, |version| GraphicsMode::Egfx { version }),
+            Path::Legacy(legacy) if legacy.is_remote_fx() => GraphicsMode::RemoteFx,
+            Path::Legacy(_) => GraphicsMode::Bitmaps,
         }
     }
 
     /// Adds what changed on the monitor.
-    pub fn update(&mut self, update: DisplayUpdate) {
+    pub fn update(&mut self, mut update: DisplayUpdate) {
+        if let Some(cursor) = update.cursor.take() {
+            self.pointer.update(cursor);
+        }
         self.monitor.update(update);
     }
 
     /// The client opened the graphics channel.
     pub fn gfx_opened(&mut self, now: Instant) {
-        let _ = now;
-        self.path = Path::Egfx(Box::new(Egfx::new()));
+        self.path = Path::Egfx(Box::new(Egfx::new(now + OPENING)));
     }
 
     /// The graphics channel is gone, or the client has none; the session goes on without it.
     pub fn gfx_closed(&mut self) {
-        self.path = Path::Legacy;
+        self.path = Path::Legacy(Box::new(Legacy::new(&self.client)));
+        self.monitor.restart_unknown();
     }
 
     /// The client sent a message on the graphics channel.
@@ -119,7 +153,7 @@ impl Pipeline {
             return egfx.handle_message(now, bytes);
         }
         // It opened the channel late.
-        let mut egfx = Egfx::new();
+        let mut egfx = Egfx::new(now + OPENING);
         egfx.handle_message(now, bytes)?;
         self.path = Path::Egfx(Box::new(egfx));
         Ok(())
@@ -127,7 +161,9 @@ impl Pipeline {
 
     /// The client acknowledged a surface frame (`TS_FRAME_ACKNOWLEDGE_PDU`).
     pub fn handle_surface_frame_ack(&mut self, now: Instant, frame_id: u32) {
-        let _ = (now, frame_id);
+        if let Path::Legacy(legacy) = &mut self.path {
+            legacy.acknowledged(now, frame_id);
+        }
     }
 
     /// The client wants `rect` again (Refresh Rect).
@@ -137,76 +173,140 @@ impl Pipeline {
 
     /// The client wants no pictures (`true`), or wants them again (Suppress Output).
     pub fn suppress(&mut self, suppressed: bool) {
-        self.suppressed = suppressed;
+        let output = if suppressed { Output::Suppressed } else { Output::Allowed };
+        let resumed = std::mem::replace(&mut self.output, output) != output && !suppressed;
+        // Surfaces outlive being minimised; a desktop that is drawn on directly may not.
+        if resumed && matches!(self.path, Path::Legacy(_)) {
+            self.monitor.refresh(self.monitor.size().rect());
+        }
     }
 
     /// The client was reactivated with a desktop of `size`.
     pub fn set_desktop(&mut self, size: Size) {
+        let refused = match self.reactivation {
+            Reactivation::Pending(wanted) if wanted != size => Some(wanted),
+            _ => None,
+        };
+        self.reactivation = Reactivation::Idle { refused };
         self.desktop = size;
+        self.pointer.restart();
+        match &mut self.path {
+            Path::Legacy(_) => self.monitor.restart_unknown(),
+            Path::Egfx(egfx) => egfx.lose_surface(),
+            Path::Waiting { .. } => {}
+        }
     }
 
     /// The client says its pointer is at `at`: a guest that follows it is not worth a pointer update.
     pub fn client_pointer(&mut self, now: Instant, at: Point) {
-        let _ = (now, at, &self.client);
+        self.pointer.client_pointer(now, at);
     }
 
     /// The next thing to send, made from the newest state.
     pub fn poll_output(&mut self, now: Instant) -> Option<GraphicsOutput> {
-        if let Path::Waiting { until } = self.path
-            && now >= until
-        {
-            self.path = Path::Legacy;
+        if self.waiting_until().is_some_and(|until| now >= until) {
+            self.gfx_closed();
         }
-        let Self { path, monitor, suppressed, boxes, desktop, .. } = self;
-        let Path::Egfx(egfx) = path else { return None };
-        if let Some(reply) = egfx.poll_reply() {
+        if let Path::Egfx(egfx) = &mut self.path
+            && let Some(reply) = egfx.poll_reply()
+        {
             return Some(GraphicsOutput::Gfx(reply));
         }
-        if *suppressed {
+        if self.output == Output::Suppressed || matches!(self.reactivation, Reactivation::Pending(_)) {
             return None;
         }
-        let frame = poll_egfx(now, egfx, monitor, boxes)?;
-        *desktop = monitor.size();
-        Some(GraphicsOutput::Gfx(frame))
+        if let Some(pointer) = self.pointer.poll(now) {
+            return Some(GraphicsOutput::FastPath(pointer));
+        }
+        if !self.monitor.is_known() {
+            return None;
+        }
+        match self.path {
+            Path::Waiting { .. } => None,
+            Path::Egfx(_) => self.poll_egfx(now).map(GraphicsOutput::Gfx),
+            Path::Legacy(_) => self.poll_legacy(now),
+        }
     }
 
     /// When to poll again although nothing happened.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
+        let reopens = || match &self.path {
+            Path::Egfx(egfx) => egfx.window().reopens_at(),
+            Path::Legacy(legacy) => legacy.reopens_at(),
+            Path::Waiting { .. } => None,
+        };
+        self.waiting_until().or_else(|| reopens().filter(|_| self.monitor.is_dirty()))
+    }
+
+    /// How long the client may take to open the graphics channel and to say what it can do.
+    fn waiting_until(&self) -> Option<Instant> {
         match &self.path {
             Path::Waiting { until } => Some(*until),
-            Path::Egfx(egfx) if self.monitor.is_dirty() => egfx.window().reopens_at(),
-            Path::Egfx(_) | Path::Legacy => None,
+            Path::Egfx(egfx) => egfx.awaits_caps_until(),
+            Path::Legacy(_) => None,
         }
     }
+
+    /// The next frame of the graphics pipeline, if the client has credit for it and anything changed.
+    fn poll_egfx(&mut self, now: Instant) -> Option<Vec<u8>> {
+        let Path::Egfx(egfx) = &mut self.path else { return None };
+        if !egfx.is_ready() || !egfx.window().is_open(now) {
+            return None;
+        }
+        let size = self.monitor.size();
+        let another_surface = egfx.surface_size() != Some(size);
+        if another_surface {
+            // A new surface begins black.
+            self.monitor.restart_black();
+        } else if !self.monitor.is_dirty() {
+            return None;
+        }
+        let shadow = self.monitor.look();
+        self.boxes.clear();
+        shadow.take(&mut self.boxes);
+        if self.boxes.is_empty() && !another_surface {
+            return None;
+        }
+        merge(&mut self.boxes);
+        egfx.begin_frame(size);
+        for rect in &self.boxes {
+            egfx.draw(shadow, *rect);
+        }
+        self.desktop = size;
+        Some(egfx.end_frame(now))
+    }
+
+    /// The next picture in fast-path updates, or the wish for a desktop that it fits.
+    fn poll_legacy(&mut self, now: Instant) -> Option<GraphicsOutput> {
+        let size = self.monitor.size();
+        let refused = self.reactivation == Reactivation::Idle { refused: Some(size) };
+        if size != self.desktop && self.client.desktop_resize && !refused {
+            self.reactivation = Reactivation::Pending(size);
+            return Some(GraphicsOutput::Reactivate(size));
+        }
+        let Path::Legacy(legacy) = &mut self.path else { return None };
+        if self.monitor.has_another_size() {
+            self.monitor.restart_unknown();
+        }
+        if !self.monitor.is_dirty() || !legacy.is_open(now) {
+            return None;
+        }
+        let shadow = self.monitor.look();
+        self.boxes.clear();
+        shadow.take(&mut self.boxes);
+        // A client that cannot follow sees what fits on its desktop.
+        let bounds = size.rect().intersect(self.desktop.rect());
+        self.boxes.iter_mut().for_each(|rect| *rect = rect.intersect(bounds));
+        self.boxes.retain(|rect| !rect.is_empty());
+        if self.boxes.is_empty() {
+            return None;
+        }
+        Some(GraphicsOutput::FastPath(legacy.encode(now, shadow, bounds, &self.boxes)))
+    }
 }
 
-/// The next frame of the graphics pipeline, if the client has credit for it and anything changed.
-fn poll_egfx(now: Instant, egfx: &mut Egfx, monitor: &mut Monitor, boxes: &mut Vec<Rect>) -> Option<Vec<u8>> {
-    if !egfx.is_ready() || !monitor.is_known() || !egfx.window().is_open(now) {
-        return None;
-    }
-    let size = monitor.size();
-    let another_surface = egfx.surface_size() != Some(size);
-    if another_surface {
-        // A new surface begins black.
-        monitor.restart_black();
-    } else if !monitor.is_dirty() {
-        return None;
-    }
-    let shadow = monitor.look();
-    boxes.clear();
-    shadow.take(boxes);
-    if boxes.is_empty() && !another_surface {
-        return None;
-    }
-    merge(boxes);
-    egfx.begin_frame(size);
-    for rect in boxes.iter() {
-        egfx.draw(shadow, *rect);
-    }
-    Some(egfx.end_frame(now))
-}
-
+#[cfg(test)]
+mod legacy_tests;
 #[cfg(test)]
 mod tests;

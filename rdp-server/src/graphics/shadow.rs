@@ -122,12 +122,7 @@ impl Shadow {
         self.clear_fresh();
         for extent in &mut self.extents {
             if extent.left < extent.right {
-                boxes.push(Rect::new(
-                    extent.left,
-                    extent.top,
-                    extent.right - extent.left,
-                    extent.bottom - extent.top,
-                ));
+                boxes.push(Rect::new(extent.left, extent.top, extent.right - extent.left, extent.bottom - extent.top));
                 *extent = Extent::NONE;
             }
         }

@@ -95,7 +95,7 @@ fn misbehaved(pdu: &'static str, reason: String) -> GraphicsError {
 /// Feeds a channel with a client's bytes, for the fuzzer: whatever they are, it ends in an error or in answers.
 pub fn fuzz_gfx_client_message(data: &[u8]) {
     let now = std::time::Instant::now();
-    let mut egfx = super::Egfx::new();
+    let mut egfx = super::Egfx::new(now);
     // Messages are cut where the fuzzer says, so that it reaches what comes after an agreement.
     for message in data.split(|byte| *byte == 0xfe) {
         if egfx.handle_message(now, message).is_err() {

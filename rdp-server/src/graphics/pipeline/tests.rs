@@ -10,7 +10,7 @@ use crate::graphics::{BitmapHeader, ColorDepth, PointerSupport};
 
 const MS: Duration = Duration::from_millis(1);
 
-fn client_graphics() -> ClientGraphics {
+pub(super) fn client_graphics() -> ClientGraphics {
     ClientGraphics {
         egfx: true,
         remote_fx: None,

@@ -139,12 +139,8 @@ fn a_wide_line_of_text_becomes_one_rectangle() {
 
 #[test]
 fn a_letter_across_a_corner_of_tiles_becomes_one_rectangle() {
-    let mut boxes = vec![
-        Rect::new(60, 60, 4, 4),
-        Rect::new(64, 60, 4, 4),
-        Rect::new(60, 64, 4, 12),
-        Rect::new(64, 64, 4, 12),
-    ];
+    let mut boxes =
+        vec![Rect::new(60, 60, 4, 4), Rect::new(64, 60, 4, 4), Rect::new(60, 64, 4, 12), Rect::new(64, 64, 4, 12)];
     merge(&mut boxes);
     assert_eq!(boxes, [Rect::new(60, 60, 8, 16)]);
 }

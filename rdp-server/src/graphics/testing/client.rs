@@ -179,7 +179,10 @@ impl Surface {
     }
 
     fn get(&self, rect: Rect) -> Vec<u32> {
-        (rect.y..rect.bottom()).flat_map(|y| &self.colors[self.at(rect, y)..][..to_usize(rect.width)]).copied().collect()
+        (rect.y..rect.bottom())
+            .flat_map(|y| &self.colors[self.at(rect, y)..][..to_usize(rect.width)])
+            .copied()
+            .collect()
     }
 
     fn at(&self, rect: Rect, y: u32) -> usize {

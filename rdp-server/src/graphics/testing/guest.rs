@@ -29,9 +29,10 @@ pub(in crate::graphics) enum Write {
 impl Write {
     pub(in crate::graphics) fn rect(self) -> Rect {
         match self {
-            Self::Fill { rect, .. } | Self::Text { rect, .. } | Self::Noise { rect, .. } | Self::Scroll { rect, .. } => {
-                rect
-            }
+            Self::Fill { rect, .. }
+            | Self::Text { rect, .. }
+            | Self::Noise { rect, .. }
+            | Self::Scroll { rect, .. } => rect,
         }
     }
 }
