@@ -18,6 +18,7 @@ mod monitor;
 mod pipeline;
 mod pointer;
 mod remote_fx;
+mod scroll;
 mod shadow;
 #[cfg(test)]
 mod testing;

@@ -14,7 +14,7 @@ use super::legacy::Legacy;
 use super::monitor::Monitor;
 use super::pointer::Pointer;
 use super::shadow::merge;
-use super::{ClientGraphics, GraphicsError};
+use super::{ClientGraphics, GraphicsError, scroll};
 
 /// How long a client that has the graphics pipeline may take to open its channel.
 const OPENING: Duration = Duration::from_secs(3);
@@ -263,16 +263,19 @@ impl Pipeline {
             return None;
         }
         let shadow = self.monitor.look();
+        let moves = if another_surface { Vec::new() } else { scroll::find(shadow) };
+        for found in &moves {
+            shadow.copy_rows(found.from, found.to_y);
+        }
         self.boxes.clear();
         shadow.take(&mut self.boxes);
-        if self.boxes.is_empty() && !another_surface {
+        if self.boxes.is_empty() && moves.is_empty() && !another_surface {
             return None;
         }
         merge(&mut self.boxes);
         egfx.begin_frame(size);
-        for rect in &self.boxes {
-            egfx.draw(shadow, *rect);
-        }
+        moves.iter().for_each(|found| egfx.copy_rows(found.from, found.to_y));
+        self.boxes.iter().for_each(|rect| egfx.draw(shadow, *rect));
         self.desktop = size;
         Some(egfx.end_frame(now))
     }

@@ -92,13 +92,12 @@ impl Shadow {
         &self.pixels[self.at(rect.x, rect.y)..]
     }
 
-    /// Copies what `damage` covers, and keeps what differs. Returns the number of rows of tiles that do.
-    pub(super) fn look(&mut self, scanout: &dyn Scanout, damage: &DamageSet) -> usize {
+    /// Copies what `damage` covers, and keeps what differs.
+    pub(super) fn look(&mut self, scanout: &dyn Scanout, damage: &DamageSet) {
         assert_eq!(scanout.size(), self.size, "a shadow belongs to scanouts of its size");
         for rect in damage.rects() {
             self.look_at(scanout, rect.intersect(self.size.rect()));
         }
-        self.spans.len()
     }
 
     /// Copies `rect`, and will report all of it whether it changed or not.
@@ -126,6 +125,11 @@ impl Shadow {
                 *extent = Extent::NONE;
             }
         }
+    }
+
+    /// How many rows of tiles differ.
+    pub(super) fn changed_rows(&self) -> usize {
+        self.spans.len()
     }
 
     /// One row of one tile (by its column) as the client has it.
@@ -302,6 +306,18 @@ fn row_bytes(width: u32) -> usize {
 /// A coordinate as an index; `usize` has at least 32 bits wherever this runs.
 pub(super) fn to_usize(value: u32) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+impl Shadow {
+    /// The pixels of a rectangle, which is a row or part of one, as they are to become.
+    pub(super) fn new_pixels(&self, row: Rect) -> Vec<u8> {
+        let tiles = cuts(row.x, row.right()).flat_map(|(x, width)| {
+            let tile = self.new_row(to_usize(x / TILE), row.y);
+            tile[row_bytes(x % TILE)..][..row_bytes(width)].to_vec()
+        });
+        tiles.collect()
+    }
 }
 
 #[cfg(test)]

@@ -206,6 +206,22 @@ fn a_typed_letter_is_small() {
 }
 
 #[test]
+fn a_console_that_scrolls_is_a_copy_and_a_line() {
+    let size = Size::new(1024, 768);
+    let mut session = Session::new(size);
+    session.draw(Write::Text { rect: size.rect(), seed: 1 });
+    session.settle();
+    for line in 0..5 {
+        session.draw(Write::Scroll { rect: size.rect(), by: 16 });
+        session.draw(Write::Text { rect: Rect::new(0, 752, 1024, 16), seed: 50 + line });
+        let bytes = session.settle();
+        assert_eq!(session.client.commands[..2], ["start", "copy"]);
+        assert!(bytes < 4_000, "{bytes} bytes");
+        session.assert_same();
+    }
+}
+
+#[test]
 fn without_change_nothing_is_sent() {
     let mut session = Session::new(Size::new(640, 480));
     session.settle();
