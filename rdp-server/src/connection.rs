@@ -43,8 +43,6 @@ pub struct ConnectionConfig {
     pub dynamic_channel_id: Option<u16>,
     /// The client takes the graphics pipeline (RNS_UD_CS_SUPPORT_DYNVC_GFX_PROTOCOL, MS-RDPBCGR 2.2.1.3.2).
     pub graphics_pipeline: bool,
-    /// The client shows the reason of a disconnect (RNS_UD_CS_SUPPORT_ERRINFO_PDU).
-    pub error_info: bool,
 }
 
 impl From<&Handshake> for ConnectionConfig {
@@ -55,7 +53,6 @@ impl From<&Handshake> for ConnectionConfig {
             message_channel_id: handshake.message_channel_id,
             dynamic_channel_id: handshake.channel_id("drdynvc"),
             graphics_pipeline: early.contains(ClientEarlyCapabilityFlags::SUPPORT_DYN_VC_GFX_PROTOCOL),
-            error_info: early.contains(ClientEarlyCapabilityFlags::SUPPORT_ERR_INFO_PDU),
         }
     }
 }
@@ -203,19 +200,18 @@ impl Connection {
 
     /// Ends the session with a reason that the client shows (MS-RDPBCGR 2.2.5.1.1). Close after the output is sent.
     pub fn disconnect(&mut self, farewell: Farewell) {
-        if self.config.error_info {
-            let info = match farewell {
-                Farewell::ServerShutdown => ErrorInfo::ProtocolIndependentCode(ProtocolIndependentCode::ServerShutdown),
-                Farewell::EndedByAdministrator => {
-                    ErrorInfo::ProtocolIndependentCode(ProtocolIndependentCode::RpcInitiatedDisconnect)
-                }
-                Farewell::NotAllowed => {
-                    ErrorInfo::ProtocolIndependentCode(ProtocolIndependentCode::ServerInsufficientPrivileges)
-                }
-                Farewell::BadClient => ErrorInfo::RdpSpecificCode(RdpSpecificCode::UnknownPduType),
-            };
-            self.send_share_data(ShareDataPdu::ServerSetErrorInfo(ServerSetErrorInfoPdu(info)));
-        }
+        // Whether or not the client announced that it shows reasons: FreeRDP does the one without the other.
+        let info = match farewell {
+            Farewell::ServerShutdown => ErrorInfo::ProtocolIndependentCode(ProtocolIndependentCode::ServerShutdown),
+            Farewell::EndedByAdministrator => {
+                ErrorInfo::ProtocolIndependentCode(ProtocolIndependentCode::RpcInitiatedDisconnect)
+            }
+            Farewell::NotAllowed => {
+                ErrorInfo::ProtocolIndependentCode(ProtocolIndependentCode::ServerInsufficientPrivileges)
+            }
+            Farewell::BadClient => ErrorInfo::RdpSpecificCode(RdpSpecificCode::UnknownPduType),
+        };
+        self.send_share_data(ShareDataPdu::ServerSetErrorInfo(ServerSetErrorInfoPdu(info)));
         self.output.push_back(mcs::encode_disconnect().expect("a PDU of constant shape encodes"));
     }
 

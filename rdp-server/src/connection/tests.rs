@@ -22,7 +22,6 @@ fn connection(graphics_pipeline: bool) -> Connection {
         message_channel_id: None,
         dynamic_channel_id: Some(DRDYNVC),
         graphics_pipeline,
-        error_info: true,
     })
 }
 
