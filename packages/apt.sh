@@ -66,16 +66,18 @@ apt_sources() {
     mkdir -p "$apt_home/sources"
     awk -v out="$apt_home/sources" '
         BEGIN { suites = "bookworm bookworm-updates bookworm-backports" }
-        # Other archives use our suite names too: ours is known by its path, its key or its mirror list.
-        function is_debian(text) { return text ~ /\/debian\/?([ \t\n]|$)/ || text ~ /debian-archive|mirror\+file:/ }
+        # Other archives use our suite names too: ours is known by its path, its key or its mirror list. The first will do.
+        function is_debian(text) {
+            return text ~ /[ \t]main([ \t\n]|$)/ && text ~ /\/debian\/?[ \t\n]|debian-archive|mirror\+file:/ && !found++
+        }
         function is_security(text) { return text ~ /[: \t]bookworm-security([ \t\n\/]|$)/ }
         function stanza_ends() {
             if (stanza ~ /\nEnabled: *no/ || stanza !~ /\nTypes:[^\n]*[: \t]deb([ \t\n]|$)/) { stanza = ""; return }
             sub(/\nTypes:[^\n]*/, "\nTypes: deb", stanza)
             if (is_security(stanza)) print stanza > (out "/security.sources")
             else if (stanza ~ /\nSuites:[^\n]*[: \t]bookworm([ \t\n]|$)/ && is_debian(stanza)) {
-                sub(/\nSuites:[^\n]*/, "\nSuites: " suites, stanza)
-                sub(/\nComponents:[^\n]*/, "\nComponents: main", stanza)
+                sub(/\nSuites:[^\n]*(\n[ \t][^\n]*)*/, "\nSuites: " suites, stanza)
+                sub(/\nComponents:[^\n]*(\n[ \t][^\n]*)*/, "\nComponents: main", stanza)
                 print stanza > (out "/debian.sources")
             }
             stanza = ""
