@@ -5,7 +5,8 @@ use std::io::{self, IsTerminal};
 use tracing_subscriber::EnvFilter;
 
 /// What is written without `FANLIGHT_LOG`: our own milestones, and only trouble of the libraries.
-const DEFAULT_FILTER: &str = "warn,gateway=info,fanlight=info,vmm=info,rdp_server=info";
+/// rustls warns about what a peer can repeat at will.
+const DEFAULT_FILTER: &str = "warn,gateway=info,fanlight=info,vmm=info,rdp_server=info,rustls=error";
 
 /// How a line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]

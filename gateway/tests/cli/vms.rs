@@ -1,0 +1,100 @@
+//! VMs, from creation to deletion.
+
+use std::fs;
+
+use crate::kit::State;
+
+#[test]
+fn a_vm_is_created_shown_and_deleted() {
+    let state = State::new();
+    let _service = state.serve();
+    let created = state.json("vm create --name web01 --memory 512 --vcpus 2");
+    assert_eq!((&created["state"], &created["memory"]), (&"created".into(), &512.into()));
+    assert_eq!(state.run("vm create --name WEB01").code, 4);
+
+    let uuid = created["uuid"].as_str().unwrap();
+    assert_eq!(state.json(&format!("vm show {uuid}"))["name"], "web01");
+    assert_eq!(state.json("vm list")["vms"][0]["name"], "web01");
+    assert_eq!(state.run("vm pause web01").code, 4, "it does not run");
+
+    assert_eq!(state.run("vm delete web01").code, 0);
+    assert_eq!(state.run("vm show web01").code, 3);
+    assert_eq!(state.run("vm delete web01").code, 3);
+}
+
+#[test]
+fn a_definition_goes_out_and_comes_back() {
+    let state = State::new();
+    let _service = state.serve();
+    state.json("vm create --name web01 --memory 300");
+    let shown = state.run("vm show web01 --definition");
+    let file = state.path().join("copy.toml");
+    fs::write(&file, &shown.stdout).unwrap();
+    assert_eq!(state.run("vm delete web01").code, 0);
+    assert_eq!(state.json(&format!("vm create --file {}", file.display()))["memory"], 300);
+}
+
+#[test]
+fn a_mistake_in_a_definition_is_named_by_line_and_column() {
+    let state = State::new();
+    let _service = state.serve();
+    let file = state.path().join("bad.toml");
+    let text = "name = 'web01'\nuuid = '7c8f1c5e-3c55-4f3f-9d0e-0a4b8d1f2e3c'\nmemory = 512\ncolour = 'red'\n";
+    fs::write(&file, text).unwrap();
+    let finished = state.run(&format!("vm create --file {}", file.display()));
+    assert_eq!(finished.code, 2);
+    assert!(finished.stderr.contains("bad.toml:4:1: unknown field `colour`"), "{}", finished.stderr);
+
+    fs::write(state.path().join("vms/bad.toml"), text).unwrap();
+    drop(_service);
+    let _service = state.serve();
+    let problems = state.json("vm list")["problems"].to_string();
+    assert!(problems.contains("bad.toml:4:1"), "{problems}");
+}
+
+#[test]
+fn a_disk_is_created_with_its_vm_and_not_without() {
+    let state = State::new();
+    let _service = state.serve();
+    let disk = state.path().join("disk.img");
+    let words = |name: &str| format!("vm create --name {name} --disk path={},size=16M,format=raw", disk.display());
+    state.json(&words("web01"));
+    assert_eq!(fs::metadata(&disk).unwrap().len(), 16 << 20);
+    assert_eq!(state.run(&words("web02")).code, 4, "an image that is there is not overwritten");
+    assert_eq!(state.run("vm show web02").code, 3);
+}
+
+#[test]
+fn an_rdp_file_names_gateway_and_vm() {
+    let state = State::new();
+    let service = state.serve();
+    state.json("vm create --name web01");
+    let text = state.run("rdp-file web01 --user anna").stdout;
+    assert!(text.contains(&format!("full address:s:{}\r\n", service.address())), "{text}");
+    assert!(text.contains("loadbalanceinfo:s:tsv://vm.web01\r\n") && text.contains("username:s:anna\r\n"), "{text}");
+    assert_eq!(state.run("rdp-file nothing").code, 3);
+}
+
+#[test]
+fn a_guest_runs_pauses_and_outlives_the_service() {
+    let state = State::new();
+    let service = state.serve();
+    state.json("vm create --name web01 --memory 64 --accelerator tcg --network none");
+    let started = state.json("vm start web01");
+    assert_eq!((&started["state"], &started["accelerator"]), (&"running".into(), &"tcg".into()));
+    assert_eq!(state.run("vm start web01").code, 4);
+    assert_eq!(state.run("vm delete web01").code, 4);
+    assert_eq!(state.json("vm pause web01")["state"], "paused");
+    assert_eq!(state.json("vm resume web01")["state"], "running");
+    let picture = state.path().join("web01.png");
+    assert_eq!(state.run(&format!("vm screenshot web01 --output {}", picture.display())).code, 0);
+    assert!(fs::read(&picture).unwrap().starts_with(b"\x89PNG"));
+
+    service.stop();
+    let service = state.serve();
+    let found = state.json("vm show web01");
+    assert_eq!((&found["state"], &found["pid"]), (&"running".into(), &started["pid"]));
+    assert_eq!(state.json("vm stop web01")["state"], "stopped");
+    assert_eq!(state.run("vm delete web01").code, 0);
+    service.stop();
+}
