@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use console::{DamageSet, DisplayUpdate, Rect, Scanout, Size};
 use ironrdp_pdu::gcc::ClientEarlyCapabilityFlags;
-use rdp_server::graphics::{ClientGraphics, GraphicsMode, GraphicsOutput, Pipeline};
+use ironrdp_pdu::rdp::capability_sets::EntropyBits;
+use rdp_server::graphics::{ClientGraphics, GraphicsMode, GraphicsOutput, Pipeline, RemoteFxSupport};
 
 const SIZE: Size = Size::new(1920, 1080);
 const BYTES: usize = 1920 * 1080 * 4;
@@ -33,6 +34,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     ceilings(&pages);
     if pages.len() > 1 {
         page_flips("EGFX", Path::Egfx, &pages);
+        page_flips("RemoteFX", Path::RemoteFx, &pages);
         page_flips("bitmaps", Path::Bitmap, &pages);
     }
     typing(&pages[0]);
@@ -42,6 +44,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 #[derive(Clone, Copy, PartialEq)]
 enum Path {
     Egfx,
+    RemoteFx,
     Bitmap,
 }
 
@@ -128,11 +131,13 @@ struct Session {
 impl Session {
     fn new(path: Path) -> Self {
         let now = Instant::now();
-        let flags = match path {
-            Path::Egfx => ClientEarlyCapabilityFlags::SUPPORT_DYN_VC_GFX_PROTOCOL,
-            Path::Bitmap => ClientEarlyCapabilityFlags::empty(),
-        };
-        let mut pipeline = Pipeline::new(ClientGraphics::from_handshake(&[], flags, 32), SIZE, now);
+        let mut client = ClientGraphics::from_handshake(&[], ClientEarlyCapabilityFlags::empty(), 32);
+        client.egfx = path == Path::Egfx;
+        client.max_request_size = 1 << 20;
+        if path == Path::RemoteFx {
+            client.remote_fx = Some(RemoteFxSupport { codec_id: 3, entropy: EntropyBits::Rlgr3 });
+        }
+        let mut pipeline = Pipeline::new(client, SIZE, now);
         if path == Path::Egfx {
             pipeline.gfx_opened(now);
             // RDPGFX_CAPS_ADVERTISE_PDU with version 8.

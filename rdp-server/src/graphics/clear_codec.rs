@@ -20,6 +20,10 @@ const PALETTE_SLOTS: usize = 256;
 /// Place, size, length and codec of a subcodec's region.
 const SUBCODEC_HEADER: usize = 13;
 
+/// Pixels compared at once.
+const BLOCK: usize = 16;
+const BLOCK_LENGTH: u32 = 16;
+
 const SUBCODEC_RAW: u8 = 0;
 const SUBCODEC_RLEX: u8 = 2;
 
@@ -96,7 +100,21 @@ impl ClearCodec {
 
     /// Adds a row to the runs, of which `run` is the last; returns the new last one.
     fn read_row(&mut self, row: &[u8], mut run: Run) -> Run {
-        for pixel in row.chunks_exact(PIXEL) {
+        let mut blocks = row.chunks_exact(BLOCK * PIXEL);
+        for block in &mut blocks {
+            // Most of a desktop is of one colour for long stretches: many pixels at once.
+            let differing = block.chunks_exact(PIXEL).fold(0, |all, pixel| all | (color_at(pixel) ^ run.color));
+            if differing == 0 {
+                run.length += BLOCK_LENGTH;
+            } else {
+                run = self.read_pixels(block, run);
+            }
+        }
+        self.read_pixels(blocks.remainder(), run)
+    }
+
+    fn read_pixels(&mut self, pixels: &[u8], mut run: Run) -> Run {
+        for pixel in pixels.chunks_exact(PIXEL) {
             let color = color_at(pixel);
             if color == run.color {
                 run.length += 1;

@@ -228,6 +228,12 @@ impl Pipeline {
         }
     }
 
+    /// Whether a part of the picture waits for the client, or has not been looked at.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        self.monitor.is_known() && self.monitor.is_dirty()
+    }
+
     /// When to poll again although nothing happened.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Instant> {
