@@ -6,7 +6,7 @@
 //! are drawn. Times are medians; the client acknowledges everything at once.
 
 use std::hint::black_box;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use console::{DamageSet, DisplayUpdate, Rect, Scanout, Size};
@@ -72,7 +72,7 @@ fn ceilings(pages: &[Vec<u8>]) {
     session.settle();
     let scan = median(|| {
         // Evict what the last round left in the caches.
-        many.iter().for_each(|page| drop(black_box(page.iter().step_by(64).map(|b| u64::from(*b)).sum::<u64>())));
+        black_box(many.iter().flat_map(|page| page.iter().step_by(64)).map(|byte| u64::from(*byte)).sum::<u64>());
         session.damage(SIZE.rect());
         time(|| session.poll())
     });
@@ -153,7 +153,7 @@ impl Session {
     }
 
     fn flip(&mut self, page: &[u8]) {
-        self.picture.pixels.lock().expect("no test panicked").copy_from_slice(page);
+        self.picture.pixels.lock().unwrap_or_else(PoisonError::into_inner).copy_from_slice(page);
         self.damage(SIZE.rect());
     }
 
@@ -196,7 +196,7 @@ struct Picture {
 
 impl Picture {
     fn draw(&self, rect: Rect, color: impl Fn(u32, u32) -> u32) {
-        let mut pixels = self.pixels.lock().expect("no test panicked");
+        let mut pixels = self.pixels.lock().unwrap_or_else(PoisonError::into_inner);
         for y in rect.y..rect.bottom() {
             for x in rect.x..rect.right() {
                 let at = (y as usize * 1920 + x as usize) * 4;
@@ -212,7 +212,7 @@ impl Scanout for Picture {
     }
 
     fn copy_rect(&self, rect: Rect, into: &mut [u8], stride: usize) {
-        let pixels = self.pixels.lock().expect("no test panicked");
+        let pixels = self.pixels.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = rect.width as usize * 4;
         for row in 0..rect.height as usize {
             let start = ((rect.y as usize + row) * 1920 + rect.x as usize) * 4;
@@ -228,7 +228,7 @@ fn letters(seed: u32) -> Vec<u8> {
         let line_length = 300 + y / 16 * 7919 % 1500;
         if x < line_length && letter(x, y, seed * 977 + x / 8 + y / 16 * 240) { 0x00aa_aaaa } else { 0 }
     });
-    picture.pixels.into_inner().expect("no test panicked")
+    picture.pixels.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether a pixel of a cell of 8 by 16 is lit, for one of 64 letters.

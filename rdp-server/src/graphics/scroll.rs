@@ -44,7 +44,7 @@ pub(super) fn find(shadow: &Shadow) -> Vec<Move> {
     for column in &columns {
         let runs = column.runs(shadow, distance);
         let joined: Vec<Area> = runs.into_iter().map(|run| run.join(&mut open)).collect();
-        areas.extend(open.drain(..));
+        areas.append(&mut open);
         open = joined;
     }
     areas.extend(open);
