@@ -1,7 +1,7 @@
 //! Fast-path output: an update in as few PDUs as the client takes.
 //!
 //! MS-RDPBCGR 2.2.9.1.2 `TS_FP_UPDATE_PDU` and 2.2.9.1.2.1 `TS_FP_UPDATE`.
-//! <https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpbcgr/68b5ee54-d0d5-4d65-8d81-e1c4025f7597>
+//! <https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpbcgr/a1c4caa8-00ed-45bb-a06e-5177473766d3>
 
 use ironrdp_pdu::fast_path::{Fragmentation, UpdateCode};
 

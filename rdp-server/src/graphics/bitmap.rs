@@ -1,6 +1,6 @@
 //! Bitmap updates, for clients that have nothing better.
 //!
-//! MS-RDPBCGR 2.2.9.1.1.3.1.2 `TS_UPDATE_BITMAP_DATA`, in its fast-path form 2.2.9.1.2.1.2.
+//! MS-RDPBCGR 2.2.9.1.1.3.1.2.1 `TS_UPDATE_BITMAP_DATA`, in its fast-path form 2.2.9.1.2.1.2.
 //! <https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpbcgr/d681bb11-f3b5-4add-b092-19fe7075f9e3>
 
 mod interleaved;

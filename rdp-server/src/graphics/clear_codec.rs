@@ -1,7 +1,7 @@
 //! ClearCodec encoder: lossless, made for text.
 //!
 //! MS-RDPEGFX 2.2.4.1 `CLEARCODEC_BITMAP_STREAM`.
-//! <https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpegfx/f9d0e4f1-0a1e-4b4e-8f5a-d1d1a0e1b5d4>
+//! <https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpegfx/f6c8a114-eaba-489f-9626-f41ad27a19b1>
 //!
 //! A bitmap is sent in the one of three ways that is the smallest: as runs of colours (the residual layer), as
 //! runs and suites of palette indices (the RLEX subcodec), or raw (noise). The layer of cached bands and the

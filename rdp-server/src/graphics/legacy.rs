@@ -1,7 +1,7 @@
 //! Pictures in fast-path updates: RemoteFX in surface commands, or bitmaps.
 //!
-//! MS-RDPBCGR 2.2.9.2 (surface commands) and 2.2.9.2.3 (frame markers).
-//! <https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpbcgr/4dba60e0-b1c8-4d15-9a64-3a7f2c6cb7a4>
+//! MS-RDPBCGR 2.2.9.1.2.1.10.1 `TS_SURFCMD` and 2.2.9.2 (the commands).
+//! <https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpbcgr/9312438a-812b-432d-a3fe-a808e454f282>
 
 use std::time::Instant;
 

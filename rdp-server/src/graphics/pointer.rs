@@ -1,7 +1,7 @@
 //! The guest's cursor as the client's pointer.
 //!
 //! MS-RDPBCGR 2.2.9.1.1.4 (pointer updates) and 2.2.9.1.2.1.5 to 2.2.9.1.2.1.11 (their fast-path forms).
-//! <https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpbcgr/7b7ea3a6-3f0a-4d2b-9e2f-7d9f5c8f6a4e>
+//! <https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpbcgr/f68241f5-79bc-4c60-95d6-79ff47e2a302>
 
 mod picture;
 

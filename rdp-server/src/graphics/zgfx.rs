@@ -1,7 +1,7 @@
 //! ZGFX (RDP 8.0 bulk compression), written for speed.
 //!
-//! MS-RDPEGFX 2.2.5 `RDP_SEGMENTED_DATA` and 3.1.9.1.2 (the RDP8 bit stream).
-//! <https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpegfx/4ac9bb33-6a4a-4d40-bc0b-5c5e4a5c6b7a>
+//! MS-RDPEGFX 2.2.5.1 `RDP_SEGMENTED_DATA` and 3.1.9.1 (the RDP8 bit stream).
+//! <https://learn.microsoft.com/openspecs/windows_protocols/ms-rdpegfx/1b962dc9-c4f1-404c-a5b8-036bb51656ec>
 //!
 //! Both ends remember the last 2 500 000 bytes, compressed or not. Two tables of hashes give two places where the
 //! next bytes may have stood before, and the first that matches is taken, unless the next byte has a longer match.

@@ -8,7 +8,7 @@ use super::super::GraphicsError;
 /// `RDPGFX_HEADER`: command, flags, length of the whole (2.2.1.5).
 const HEADER: usize = 8;
 
-/// Longest PDU of a client: an offer of 5462 cached bitmaps (3.3.5.16), with room for a newer one.
+/// Longest PDU of a client: an offer of 5462 cached bitmaps (2.2.2.16), with room for a newer one.
 const MAX_LENGTH: usize = 256 * 1024;
 
 /// Most capability sets of an advertisement; there are eleven kinds.

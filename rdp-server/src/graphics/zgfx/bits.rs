@@ -1,6 +1,6 @@
 //! The tokens of an RDP8 bit stream.
 //!
-//! MS-RDPEGFX 3.1.9.1.2.1 (literals), 3.1.9.1.2.2 (copies of the history), 3.1.9.1.2.3 (unencoded bytes).
+//! MS-RDPEGFX 3.1.9.1: literals, copies of the history, and unencoded bytes.
 
 /// Literals in a row from which their plain bytes are smaller than their tokens.
 const UNENCODED: usize = 64;
