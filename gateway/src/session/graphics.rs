@@ -124,7 +124,10 @@ impl GraphicsTask {
             Some(GraphicsOutput::Reactivate(size)) => self.report(GraphicsReport::Reactivate(size)).await,
             None => {
                 self.damage = 0;
-                self.since = None;
+                // What turned out to be no change needs no picture; what waits for the client goes on ageing.
+                if !self.pipeline.is_pending() {
+                    self.since = None;
+                }
                 return false;
             }
         }
