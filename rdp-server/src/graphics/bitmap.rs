@@ -106,21 +106,25 @@ impl BitmapEncoder {
         self.data.clear();
         if self.depth == ColorDepth::Bpp32 {
             self.compress_planes(rect);
-            // There is no header for planes (MS-RDPEGDI 2.2.2.5.1).
-            return Compression::BITMAP_COMPRESSION | Compression::NO_BITMAP_COMPRESSION_HDR;
-        }
-        let white = reduce(self.depth, &[0xff; PIXEL]);
-        interleaved::encode(&self.pixels, to_usize(rect.width), self.pixel_bytes(), white, &mut self.data);
-        if self.data.len() >= self.pixels.len() * self.pixel_bytes() {
-            self.data.clear();
-            for pixel in &self.pixels {
-                self.data.extend_from_slice(&pixel.to_le_bytes()[..self.pixel_bytes()]);
+        } else {
+            let white = reduce(self.depth, &[0xff; PIXEL]);
+            interleaved::encode(&self.pixels, to_usize(rect.width), self.pixel_bytes(), white, &mut self.data);
+            if self.data.len() >= self.pixels.len() * self.pixel_bytes() {
+                self.write_plain();
+                return Compression::empty();
             }
-            return Compression::empty();
         }
         match self.header {
             BitmapHeader::Present => Compression::BITMAP_COMPRESSION,
             BitmapHeader::Omitted => Compression::BITMAP_COMPRESSION | Compression::NO_BITMAP_COMPRESSION_HDR,
+        }
+    }
+
+    fn write_plain(&mut self) {
+        let bytes = self.pixel_bytes();
+        self.data.clear();
+        for pixel in &self.pixels {
+            self.data.extend_from_slice(&pixel.to_le_bytes()[..bytes]);
         }
     }
 

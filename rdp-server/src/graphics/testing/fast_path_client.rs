@@ -126,6 +126,9 @@ impl FastPathClient {
 fn decode_bitmap(bitmap: &BitmapData<'_>, width: usize, height: usize) -> Vec<[u8; 3]> {
     let mut pixels = bitmap.bitmap_data.to_vec();
     let compressed = bitmap.compression_flags.contains(Compression::BITMAP_COMPRESSION);
+    if let Some(header) = &bitmap.compressed_data_header {
+        assert_eq!(usize::from(header.main_body_size), bitmap.bitmap_data.len());
+    }
     if bitmap.bits_per_pixel == 32 {
         assert!(compressed);
         pixels.clear();
@@ -135,9 +138,6 @@ fn decode_bitmap(bitmap: &BitmapData<'_>, width: usize, height: usize) -> Vec<[u
         return pixels.chunks_exact(3).map(|p| [p[0], p[1], p[2]]).collect();
     }
     if compressed {
-        if let Some(header) = &bitmap.compressed_data_header {
-            assert_eq!(usize::from(header.main_body_size), bitmap.bitmap_data.len());
-        }
         pixels.clear();
         rle::decompress(bitmap.bitmap_data, &mut pixels, width, height, usize::from(bitmap.bits_per_pixel)).unwrap();
     }
