@@ -209,7 +209,11 @@ impl GraphicsTask {
     }
 
     fn notice_of(&self, status: &Status) -> Notice {
-        let title = format!("{} is {}", self.vm, status.state.to_string().to_lowercase());
+        let title = match status.state {
+            VmState::Created | VmState::Stopped => format!("{} is off", self.vm),
+            VmState::Failed => format!("{} has failed", self.vm),
+            state => format!("{} is {state}", self.vm),
+        };
         let mut lines: Vec<_> = status.reason.iter().flat_map(|reason| reason.lines()).map(str::to_owned).collect();
         if matches!(status.state, VmState::Created | VmState::Stopped | VmState::Failed) {
             lines.push(format!("start it with: fanlight vm start {}", self.vm));
