@@ -6,7 +6,9 @@
 //! Every message stands for itself: it begins with the headers and holds one frame of tiles. Quantities are rounded,
 //! not cut off, which is what keeps letters sharp at the same size.
 
+mod entropy;
 mod tile;
+mod wavelet;
 
 use console::Rect;
 use ironrdp_core::{Encode as _, WriteCursor};

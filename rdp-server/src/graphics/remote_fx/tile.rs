@@ -3,21 +3,17 @@
 use console::Rect;
 use ironrdp_graphics::color_conversion::to_64x64_ycbcr_tile;
 use ironrdp_graphics::image_processing::PixelFormat;
-use ironrdp_graphics::rlgr::{self, RlgrError};
-use ironrdp_graphics::{dwt, subband_reconstruction};
+use ironrdp_graphics::subband_reconstruction;
 use ironrdp_pdu::codecs::rfx::{EntropyAlgorithm, Quant};
 
 use super::super::shadow::{PIXEL, Shadow, TILE, to_usize};
-use super::{CHROMA, LUMA};
+use super::{CHROMA, LUMA, entropy, wavelet};
 
 /// Pixels of a tile, and coefficients of each of its components.
-const PIXELS: usize = 64 * 64;
+pub(super) const PIXELS: usize = 64 * 64;
 
 /// Where the coarsest sub-band begins, which is sent as differences.
 const LL3: usize = PIXELS - 64;
-
-/// Room for a component's data: few have half of it.
-const COMPONENT_ROOM: usize = 16 * 1024;
 
 /// Encodes tiles one by one.
 pub(super) struct TileCoder {
@@ -36,7 +32,7 @@ impl TileCoder {
         &mut self,
         shadow: &Shadow,
         rect: Rect,
-        entropy: EntropyAlgorithm,
+        mode: EntropyAlgorithm,
         out: &mut Vec<u8>,
     ) -> [usize; 3] {
         self.read(shadow, rect);
@@ -46,10 +42,10 @@ impl TileCoder {
             .expect("the buffers have the size of a tile");
         let mut ends = [0; 3];
         for ((component, quant), end) in self.components.iter_mut().zip([LUMA, CHROMA, CHROMA]).zip(&mut ends) {
-            dwt::encode(component, &mut *self.scratch);
+            wavelet::transform(component, &mut self.scratch);
             quantise(component, &quant);
             subband_reconstruction::encode(&mut component[LL3..]);
-            write_entropy(entropy, component, out);
+            entropy::encode(mode, component, out);
             *end = out.len();
         }
         ends
@@ -95,19 +91,5 @@ fn quantise(component: &mut [i16; PIXELS], quant: &Quant) {
             *value = value.saturating_add(half) >> shift;
         }
         rest = after;
-    }
-}
-
-/// Appends a component's coefficients.
-fn write_entropy(entropy: EntropyAlgorithm, component: &[i16; PIXELS], out: &mut Vec<u8>) {
-    let start = out.len();
-    let mut room = COMPONENT_ROOM;
-    loop {
-        out.resize(start + room, 0);
-        match rlgr::encode(entropy, component, &mut out[start..]) {
-            Ok(length) => return out.truncate(start + length),
-            Err(RlgrError::OutputTooSmall { needed, .. }) => room = needed,
-            Err(error) => unreachable!("a tile is not empty, and there is no other error: {error}"),
-        }
     }
 }
