@@ -16,6 +16,8 @@ const ECHO: Duration = Duration::from_millis(1500);
 /// The sizes of one session.
 pub(super) struct Sizing {
     wish: Size,
+    /// Whether the client has seen anything yet.
+    started: bool,
     /// Until when other sizes than the wish wait.
     settles: Option<Instant>,
     /// A size shown against the wish, and when.
@@ -25,9 +27,9 @@ pub(super) struct Sizing {
 }
 
 impl Sizing {
-    /// A client that wants `wish` from the start; what the guest shows meanwhile is shown at once.
+    /// A client that wants `wish` from the start; what the guest shows at that moment is shown at once.
     pub(super) fn new(wish: Size) -> Self {
-        Self { wish, settles: None, imposed: None, held: None }
+        Self { wish, started: false, settles: None, imposed: None, held: None }
     }
 
     /// The client wants another size: what to tell the guest, if anything.
@@ -49,6 +51,7 @@ impl Sizing {
             None => update,
         };
         if size == self.wish {
+            self.started = true;
             self.settles = None;
             self.imposed = None;
             return Some(update);
@@ -56,7 +59,9 @@ impl Sizing {
         if !update.scanout_changed {
             return Some(update);
         }
-        if self.settles.is_some_and(|settles| now < settles) {
+        if !std::mem::replace(&mut self.started, true) {
+            self.settles = Some(now + SETTLE);
+        } else if self.settles.is_some_and(|settles| now < settles) {
             self.held = Some(update);
             return None;
         }
@@ -121,6 +126,7 @@ mod tests {
         let mut sizing = Sizing::new(LARGE);
         assert_eq!(size_of(sizing.pass(picture(SMALL), now)), Some(SMALL));
         assert_eq!(sizing.wanted(SMALL, now + ECHO / 2), None);
+        assert_eq!(size_of(sizing.pass(picture(OTHER), now + ECHO / 2)), None);
         assert_eq!(size_of(sizing.pass(picture(LARGE), now + ECHO / 2)), Some(LARGE));
         assert_eq!(sizing.wanted(SMALL, now + ECHO / 2), Some(SMALL));
     }
@@ -129,6 +135,7 @@ mod tests {
     fn sizes_on_the_way_to_the_wish_are_not_shown() {
         let now = Instant::now();
         let mut sizing = Sizing::new(SMALL);
+        sizing.pass(picture(SMALL), now);
         assert_eq!(sizing.wanted(LARGE, now), Some(LARGE));
         assert_eq!(size_of(sizing.pass(picture(OTHER), now)), None);
         let arrived = sizing.pass(picture(LARGE), now + SETTLE / 2).unwrap();
@@ -140,6 +147,7 @@ mod tests {
     fn a_guest_that_does_not_follow_is_shown_after_a_while() {
         let now = Instant::now();
         let mut sizing = Sizing::new(SMALL);
+        sizing.pass(picture(SMALL), now);
         sizing.wanted(LARGE, now);
         assert_eq!(size_of(sizing.pass(picture(OTHER), now)), None);
         assert_eq!(size_of(sizing.overdue(now)), None);
