@@ -1,5 +1,7 @@
 //! Oracles for fuzz targets: each takes any bytes and panics only when an invariant is broken.
 
+mod session;
+
 use std::sync::Arc;
 
 use console::Size;
@@ -9,6 +11,8 @@ use crate::accept::ntlm::{self, ServerSecrets};
 use crate::accept::{AcceptError, Gatekeeper, Login, LoginSettings, NtHash, Output};
 use crate::front::first_bytes::{FIRST_BYTES, classify};
 use crate::front::{FrameSplitter, SecurityPolicy, Target, connection_request, preconnection};
+pub use crate::graphics::fuzz_gfx_client_message;
+pub use session::{fuzz_display_control, fuzz_dynamic_channels, fuzz_input, fuzz_session, fuzz_static_channel};
 
 /// A verdict about the first bytes comes in time and never changes.
 pub fn fuzz_first_bytes(bytes: &[u8]) {

@@ -19,6 +19,8 @@ mod accelerator;
 mod definition;
 mod display;
 mod engine;
+#[doc(hidden)]
+pub mod fuzz_oracle;
 mod host;
 mod lifecycle;
 mod vm;

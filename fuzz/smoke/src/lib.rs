@@ -1,0 +1,34 @@
+//! The fuzzer's smoke run: an ordinary test that feeds every oracle with its seeds and with mutations of them.
+//!
+//! It finds what is easy to find, on every `./x test`, with the stable compiler and the same inputs each time. What it
+//! takes a fuzzer to find is found by `./x fuzz NAME MINUTES`.
+
+#![forbid(unsafe_code)]
+
+use rdp_server::fuzz_oracle as rdp;
+use vmm::fuzz_oracle as vm;
+
+mod mutate;
+
+pub use mutate::Mutator;
+
+/// An oracle: takes any bytes and panics when an invariant is broken.
+pub type Oracle = fn(&[u8]);
+
+/// Every fuzz target and its oracle. The names are those of `fuzz/fuzz_targets` and `fuzz/seeds`.
+pub const TARGETS: [(&str, Oracle); 14] = [
+    ("connection_request", rdp::fuzz_connection_request),
+    ("credssp", rdp::fuzz_credssp),
+    ("definition", vm::fuzz_definition),
+    ("display_control", rdp::fuzz_display_control),
+    ("dynamic_channels", rdp::fuzz_dynamic_channels),
+    ("first_bytes", rdp::fuzz_first_bytes),
+    ("framing", rdp::fuzz_framing),
+    ("graphics", rdp::fuzz_gfx_client_message),
+    ("input", rdp::fuzz_input),
+    ("login", rdp::fuzz_login),
+    ("ntlm", rdp::fuzz_ntlm),
+    ("preconnection", rdp::fuzz_preconnection),
+    ("session", rdp::fuzz_session),
+    ("static_channel", rdp::fuzz_static_channel),
+];
