@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use console::{DamageSet, DisplayUpdate, Rect, Scanout, Size};
 
-use super::shadow::{PIXEL, Shadow, to_usize};
+use super::scroll::{self, Move};
+use super::shadow::{Change, PIXEL, Shadow, to_usize};
 
 /// Longest side of a desktop.
 const MAX_SIDE: u32 = 32_766;
@@ -74,7 +75,7 @@ impl Monitor {
 
     /// The client was shown a black picture of the monitor's size instead of what it had.
     pub(super) fn restart_black(&mut self) {
-        self.shadow = Shadow::new(self.size());
+        self.shadow.blacken(self.size());
         self.damage = DamageSet::full(self.size());
         self.refresh = DamageSet::new();
     }
@@ -85,15 +86,36 @@ impl Monitor {
         self.refresh = DamageSet::full(self.size());
     }
 
-    /// Copies what may have changed, for the shadow to be asked about. After the size changed, the monitor must have
-    /// been restarted first.
-    pub(super) fn look(&mut self) -> &mut Shadow {
-        self.shadow.look(&*self.scanout, &std::mem::take(&mut self.damage));
+    /// Takes the newest picture into the shadow, which it returns, and adds to `boxes` what is to be sent of it after
+    /// the moves. After the size changed, the monitor must have been restarted first.
+    pub(super) fn take(&mut self, scrolling: Scrolling, moves: &mut Vec<Move>, boxes: &mut Vec<Rect>) -> &Shadow {
+        let mut damage = std::mem::take(&mut self.damage);
+        match self.shadow.look(&*self.scanout, &damage) {
+            Change::Small => self.shadow.take_kept(),
+            Change::Large => {
+                if scrolling == Scrolling::Search {
+                    moves.extend(scroll::find(&self.shadow));
+                }
+                for found in moves.iter() {
+                    self.shadow.copy_rows(found.from, found.to_y);
+                    damage.add(found.target());
+                }
+                self.shadow.take_from(&*self.scanout, &damage);
+            }
+        }
         for rect in std::mem::take(&mut self.refresh).rects() {
             self.shadow.reload(&*self.scanout, *rect);
         }
-        &mut self.shadow
+        self.shadow.report(boxes);
+        &self.shadow
     }
+}
+
+/// Whether the client can be told that something only moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scrolling {
+    Search,
+    Ignore,
 }
 
 /// Whether a client can have a desktop of this size (MS-RDPEGFX 2.2.2.14).

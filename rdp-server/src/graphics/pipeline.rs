@@ -11,10 +11,10 @@ use console::{DisplayUpdate, Point, Rect, Size};
 
 use super::egfx::Egfx;
 use super::legacy::Legacy;
-use super::monitor::Monitor;
+use super::monitor::{Monitor, Scrolling};
 use super::pointer::Pointer;
 use super::shadow::merge;
-use super::{ClientGraphics, GraphicsError, scroll};
+use super::{ClientGraphics, GraphicsError};
 
 /// How long a client that has the graphics pipeline may take to open its channel.
 const OPENING: Duration = Duration::from_secs(3);
@@ -268,13 +268,11 @@ impl Pipeline {
         } else if !self.monitor.is_dirty() {
             return None;
         }
-        let shadow = self.monitor.look();
-        let moves = if another_surface { Vec::new() } else { scroll::find(shadow) };
-        for found in &moves {
-            shadow.copy_rows(found.from, found.to_y);
-        }
+        // What a new surface shows cannot have moved.
+        let scrolling = if another_surface { Scrolling::Ignore } else { Scrolling::Search };
+        let mut moves = Vec::new();
         self.boxes.clear();
-        shadow.take(&mut self.boxes);
+        let shadow = self.monitor.take(scrolling, &mut moves, &mut self.boxes);
         if self.boxes.is_empty() && moves.is_empty() && !another_surface {
             return None;
         }
@@ -301,9 +299,8 @@ impl Pipeline {
         if !self.monitor.is_dirty() || !legacy.is_open(now) {
             return None;
         }
-        let shadow = self.monitor.look();
         self.boxes.clear();
-        shadow.take(&mut self.boxes);
+        let shadow = self.monitor.take(Scrolling::Ignore, &mut Vec::new(), &mut self.boxes);
         // A client that cannot follow sees what fits on its desktop.
         let bounds = size.rect().intersect(self.desktop.rect());
         self.boxes.iter_mut().for_each(|rect| *rect = rect.intersect(bounds));

@@ -1,15 +1,12 @@
 //! Finds what only moved up or down, as the text of a console does.
 //!
 //! Rows of some columns of tiles are looked up, by their hash, among the old rows; the distance that most of them
-//! agree on is tried everywhere, and what is equal byte by byte becomes a copy on the client's side. What is left
-//! is encoded as usual.
+//! agree on is tried everywhere, and what is equal becomes a copy on the client's side. Only hashes are compared:
+//! the scanout is read again after the copies, so a wrong one costs bytes and never a wrong picture.
 
 use console::Rect;
 
 use super::shadow::{Shadow, TILE, to_usize};
-
-/// Changed rows of tiles from which a search pays: 16 tiles of text.
-const WORTH_SEARCHING: usize = 16 * 32;
 
 /// Columns of tiles in which rows are looked up.
 const SAMPLED_COLUMNS: usize = 8;
@@ -19,6 +16,9 @@ const MIN_VOTES: u32 = 24;
 
 /// Changed rows of tiles that a copy has to make right.
 const MIN_GAIN: usize = 64;
+
+/// Rows beyond the changes that may be the source of a copy.
+const MARGIN: u32 = 128;
 
 /// Rows of a copy.
 const MIN_HEIGHT: u32 = 8;
@@ -30,25 +30,28 @@ pub(super) struct Move {
     pub(super) to_y: u32,
 }
 
-/// The moves between the old and the new picture that a shadow knows, in the order in which none overwrites what
-/// a later one reads.
-pub(super) fn find(shadow: &Shadow) -> Vec<Move> {
-    if shadow.changed_rows() < WORTH_SEARCHING {
-        return Vec::new();
+impl Move {
+    /// What becomes right.
+    pub(super) fn target(self) -> Rect {
+        Rect { y: self.to_y, ..self.from }
     }
-    let columns: Vec<Column> = (0..shadow.columns()).filter_map(|at| Column::new(shadow, at)).collect();
+}
+
+/// The moves between the picture that a shadow has and the one it last looked at, in the order in which none
+/// overwrites what a later one reads.
+pub(super) fn find(shadow: &Shadow) -> Vec<Move> {
+    let columns = columns(shadow);
     let Some(distance) = vote(shadow, &columns) else { return Vec::new() };
 
     let mut areas: Vec<Area> = Vec::new();
     let mut open: Vec<Area> = Vec::new();
     for column in &columns {
-        let runs = column.runs(shadow, distance);
-        let joined: Vec<Area> = runs.into_iter().map(|run| run.join(&mut open)).collect();
+        let joined: Vec<Area> = column.runs(distance).into_iter().map(|run| run.join(&mut open)).collect();
         areas.append(&mut open);
         open = joined;
     }
-    areas.extend(open);
-    areas.retain(|area| area.gain(shadow) >= MIN_GAIN);
+    areas.append(&mut open);
+    areas.retain(|area| area.gain >= MIN_GAIN);
     areas.sort_unstable_by_key(|area| area.top);
     if distance < 0 {
         areas.reverse();
@@ -56,45 +59,60 @@ pub(super) fn find(shadow: &Shadow) -> Vec<Move> {
     areas.iter().filter_map(|area| area.to_move(shadow, distance)).collect()
 }
 
-/// A column of tiles with changes, and the rows between the first and the last of them.
+/// A column of tiles with changes.
 struct Column {
     at: usize,
+    /// The first row that was hashed; the others count from there.
     top: u32,
-    bottom: u32,
     changed: usize,
+    /// Hashes of the rows from a little before the first change to a little after the last.
+    old: Vec<u64>,
+    new: Vec<u64>,
+}
+
+fn columns(shadow: &Shadow) -> Vec<Column> {
+    let count = to_usize(shadow.size().width.div_ceil(TILE));
+    let mut ends = vec![(u32::MAX, 0_u32); count];
+    for span in shadow.spans() {
+        let (top, bottom) = &mut ends[span.column()];
+        *top = (*top).min(span.y);
+        *bottom = (*bottom).max(span.y + 1);
+    }
+    let mut columns: Vec<Column> = (0..)
+        .zip(ends)
+        .map(|(at, (top, bottom))| {
+            // What appears from outside of the changes came from just beyond them.
+            let (top, bottom) = (top.saturating_sub(MARGIN), (bottom + MARGIN).min(shadow.size().height));
+            let old: Vec<u64> = (top..bottom).map(|y| shadow.row_hash(at, y)).collect();
+            Column { at, top, changed: 0, new: old.clone(), old }
+        })
+        .collect();
+    for span in shadow.spans() {
+        let column = &mut columns[span.column()];
+        column.new[to_usize(span.y - column.top)] = span.hash;
+        column.changed += 1;
+    }
+    columns.retain(|column| column.changed > 0);
+    columns
 }
 
 impl Column {
-    fn new(shadow: &Shadow, at: usize) -> Option<Self> {
-        let mut rows = (0..shadow.size().height).filter(|y| shadow.has_changed(at, *y));
-        let top = rows.next()?;
-        let (mut bottom, mut changed) = (top + 1, 1);
-        for y in rows {
-            bottom = y + 1;
-            changed += 1;
-        }
-        Some(Self { at, top, bottom, changed })
-    }
-
     /// The longest stretches of new rows that are equal to old ones `distance` below.
-    fn runs(&self, shadow: &Shadow, distance: i32) -> Vec<Area> {
+    fn runs(&self, distance: i32) -> Vec<Area> {
         let mut runs = Vec::new();
-        let mut start = None;
-        for y in self.top..=self.bottom {
-            let equal = y < self.bottom
-                && source_row(shadow, y, distance)
-                    .is_some_and(|from| shadow.new_row(self.at, y) == shadow.old_row(self.at, from));
-            match (equal, start) {
-                (true, None) => start = Some(y),
-                (false, Some(top)) => {
-                    start = None;
-                    if y - top >= MIN_HEIGHT {
-                        runs.push(Area { first: self.at, last: self.at, top, bottom: y });
-                    }
-                }
-                _ => {}
+        let mut run: Option<Area> = None;
+        for (y, new) in (self.top..).zip(&self.new) {
+            let source = (y - self.top).checked_add_signed(distance).and_then(|from| self.old.get(to_usize(from)));
+            if source == Some(new) {
+                let run = run.get_or_insert(Area { first: self.at, last: self.at, top: y, bottom: y, gain: 0 });
+                run.bottom = y + 1;
+                run.gain += usize::from(*new != self.old[to_usize(y - self.top)]);
+            } else {
+                runs.extend(run.take());
             }
         }
+        runs.extend(run);
+        runs.retain(|run| run.bottom - run.top >= MIN_HEIGHT);
         runs
     }
 }
@@ -106,6 +124,8 @@ struct Area {
     last: usize,
     top: u32,
     bottom: u32,
+    /// About how many changed rows of tiles become right.
+    gain: usize,
 }
 
 impl Area {
@@ -121,14 +141,7 @@ impl Area {
         let Some(at) = open.iter().position(near) else { return self };
         let before = open.swap_remove(at);
         let (top, bottom) = rows(&before);
-        Self { first: before.first, last: self.last, top, bottom }
-    }
-
-    /// How many changed rows of tiles become right.
-    fn gain(&self, shadow: &Shadow) -> usize {
-        (self.first..=self.last)
-            .map(|column| (self.top..self.bottom).filter(|y| shadow.has_changed(column, *y)).count())
-            .sum()
+        Self { first: before.first, last: self.last, top, bottom, gain: before.gain + self.gain }
     }
 
     fn to_move(self, shadow: &Shadow, distance: i32) -> Option<Move> {
@@ -149,21 +162,22 @@ fn source_row(shadow: &Shadow, y: u32, distance: i32) -> Option<u32> {
 fn vote(shadow: &Shadow, columns: &[Column]) -> Option<i32> {
     let mut by_change: Vec<&Column> = columns.iter().collect();
     by_change.sort_unstable_by_key(|column| std::cmp::Reverse(column.changed));
-    let mut votes = vec![0_u32; to_usize(shadow.size().height) * 2];
+    let height = shadow.size().height;
+    let mut votes = vec![0_u32; to_usize(height) * 2];
     let mut rows = RowTable::new();
     for column in by_change.into_iter().take(SAMPLED_COLUMNS) {
         rows.clear();
-        for y in column.top..column.bottom {
-            rows.add(hash(shadow.old_row(column.at, y)), y);
+        for (y, hash) in (0..).zip(&column.old) {
+            rows.add(*hash, y);
         }
-        for y in (column.top..column.bottom).filter(|y| shadow.has_changed(column.at, *y)) {
-            if let Some(from) = rows.find(hash(shadow.new_row(column.at, y))) {
-                votes[to_usize(from + shadow.size().height - y)] += 1;
+        for (y, (new, old)) in (0..).zip(column.new.iter().zip(&column.old)) {
+            if let Some(from) = rows.find(*new).filter(|_| new != old) {
+                votes[to_usize(from + height - y)] += 1;
             }
         }
     }
     let (at, most) = (0..).zip(votes).max_by_key(|(_, votes)| *votes)?;
-    let distance = i32::checked_sub(at, i32::try_from(shadow.size().height).ok()?)?;
+    let distance = i32::checked_sub(at, i32::try_from(height).ok()?)?;
     (most >= MIN_VOTES && distance != 0).then_some(distance)
 }
 
@@ -217,21 +231,6 @@ impl RowTable {
             })
             .unwrap_or(start)
     }
-}
-
-/// A hash of a row's bytes, in four lanes that do not wait for each other.
-fn hash(row: &[u8]) -> u64 {
-    const LANES: usize = 4;
-    let mut lanes = [0x9e37_79b1_85eb_ca87_u64; LANES];
-    for block in row.chunks(8 * LANES) {
-        for (lane, word) in lanes.iter_mut().zip(block.chunks(8)) {
-            let mut bytes = [0; 8];
-            bytes[..word.len()].copy_from_slice(word);
-            *lane = (*lane ^ u64::from_le_bytes(bytes)).wrapping_mul(0xc2b2_ae3d_27d4_eb4f).rotate_left(29);
-        }
-    }
-    let mixed = lanes.iter().fold(0_u64, |all, lane| (all ^ lane).wrapping_mul(0x9fb2_1c65_1e98_df25));
-    mixed ^ mixed >> 32
 }
 
 #[cfg(test)]

@@ -1,12 +1,16 @@
 //! What the client shows, and what a damaged scanout changed about it.
 //!
 //! ```text
-//!  scanout ──look──▶ fresh (changed spans) ──[copies: SurfaceToSurface]──▶ take ──▶ pixels, boxes
+//!             ┌─ Small ─────────────────────────────▶ take_kept ──┐
+//!  look ──────┤                                                   ├─▶ boxes
+//!             └─ Large ─▶ scroll::find, copy_rows ──▶ take_from ──┘
 //! ```
 //!
 //! `pixels` holds what the client has been told, and everything is encoded from it and never from the guest's
-//! live memory: what the client decodes is always equal to it. Between [`Shadow::look`] and [`Shadow::take`] both
-//! the old and the new picture are known, which is what the search for scrolling needs.
+//! live memory: what the client decodes is always equal to it. A small change is kept as it was seen and then
+//! taken over. A large one would need as much memory as the screen: of it only hashes are kept, by which the search
+//! for scrolling compares the old picture with the new, and then the scanout is read a second time, against what the
+//! search made of `pixels`. Whatever was guessed wrong, or drawn in between, is simply a difference then.
 
 mod merge;
 
@@ -20,34 +24,48 @@ pub(super) const TILE: u32 = 64;
 /// Bytes of a pixel.
 pub(super) const PIXEL: usize = 4;
 
+/// Bytes of a row of a tile.
+const TILE_ROW: usize = 64 * PIXEL;
+
 /// Bytes copied from the scanout before they are compared: they stay in the first-level cache.
 const CHUNK: usize = 16 * 1024;
 
-/// Bytes of `fresh` and `spans` that are kept from one picture to the next.
-const KEPT: usize = 1 << 20;
+/// Bytes of changed rows that make a change large.
+const MAX_KEPT: usize = 512 * 1024;
+
+/// Spans whose memory is kept from one look to the next.
+const KEPT_SPANS: usize = MAX_KEPT / TILE_ROW;
 
 /// The last copied picture of a monitor: 4 bytes a pixel, rows without gaps.
 pub(super) struct Shadow {
     size: Size,
     pixels: Vec<u8>,
-    /// The new pixels of `spans`, at the same places as in `pixels`. Pages never written cost nothing.
-    fresh: Vec<u8>,
-    fresh_written: usize,
-    /// What `look` found changed: parts of rows inside one tile, as byte ranges.
+    /// What `look` found changed.
     spans: Vec<Span>,
-    /// One bit for each row of a tile that `spans` has something of, by row, then by column of tiles.
-    changed: Vec<u64>,
+    /// The new pixels of `spans`, one after the other; of a large change, of the first ones.
+    kept: Vec<u8>,
     /// Changed part of each tile; tiles by rows.
     extents: Vec<Extent>,
     chunk: Vec<u8>,
 }
 
-/// Part of a row.
+/// Part of a row inside one tile that changed.
 #[derive(Debug, Clone, Copy)]
-struct Span {
+pub(super) struct Span {
     x: u32,
-    y: u32,
+    pub(super) y: u32,
     width: u32,
+    /// Of the tile's whole row as it is to become.
+    pub(super) hash: u64,
+}
+
+/// How much [`Shadow::look`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    /// All of it was kept: [`Shadow::take_kept`].
+    Small,
+    /// It has to be read again: [`Shadow::take_from`].
+    Large,
 }
 
 /// A rectangle by its edges; empty while `left >= right`.
@@ -62,20 +80,26 @@ struct Extent {
 impl Shadow {
     /// A black picture.
     pub(super) fn new(size: Size) -> Self {
-        let bytes = row_bytes(size.width) * to_usize(size.height);
-        let mut shadow = Self {
+        let tiles = to_usize(size.width.div_ceil(TILE)) * to_usize(size.height.div_ceil(TILE));
+        Self {
             size,
-            pixels: vec![0; bytes],
-            fresh: vec![0; bytes],
-            fresh_written: 0,
+            pixels: vec![0; row_bytes(size.width) * to_usize(size.height)],
             spans: Vec::new(),
-            changed: Vec::new(),
-            extents: Vec::new(),
+            kept: Vec::new(),
+            extents: vec![Extent::NONE; tiles],
             chunk: Vec::new(),
-        };
-        shadow.changed.resize(shadow.changed_words() * to_usize(size.height), 0);
-        shadow.extents.resize(shadow.columns() * to_usize(size.height.div_ceil(TILE)), Extent::NONE);
-        shadow
+        }
+    }
+
+    /// Makes it a black picture of another size, or of the same.
+    pub(super) fn blacken(&mut self, size: Size) {
+        if size == self.size {
+            self.pixels.fill(0);
+            return;
+        }
+        // The old picture goes first: there is never memory for both.
+        *self = Self::new(Size::default());
+        *self = Self::new(size);
     }
 
     pub(super) fn size(&self) -> Size {
@@ -92,18 +116,41 @@ impl Shadow {
         &self.pixels[self.at(rect.x, rect.y)..]
     }
 
-    /// Copies what `damage` covers, and keeps what differs.
-    pub(super) fn look(&mut self, scanout: &dyn Scanout, damage: &DamageSet) {
-        assert_eq!(scanout.size(), self.size, "a shadow belongs to scanouts of its size");
+    /// Compares what `damage` covers.
+    pub(super) fn look(&mut self, scanout: &dyn Scanout, damage: &DamageSet) -> Change {
+        self.spans.clear();
+        self.kept.clear();
         for rect in damage.rects() {
-            self.look_at(scanout, rect.intersect(self.size.rect()));
+            self.read(scanout, rect.intersect(self.size.rect()), Self::keep_row);
+        }
+        if self.kept.len() <= MAX_KEPT { Change::Small } else { Change::Large }
+    }
+
+    /// Takes over what the last [`look`](Self::look) kept.
+    pub(super) fn take_kept(&mut self) {
+        let (kept, spans) = (std::mem::take(&mut self.kept), std::mem::take(&mut self.spans));
+        let mut rest = kept.as_slice();
+        for span in &spans {
+            let (new, after) = rest.split_at(row_bytes(span.width));
+            rest = after;
+            self.take_span(span.x, span.y, new);
+        }
+        (self.kept, self.spans) = (kept, spans);
+        self.forget();
+    }
+
+    /// Reads what `damage` covers, and takes over what differs.
+    pub(super) fn take_from(&mut self, scanout: &dyn Scanout, damage: &DamageSet) {
+        self.forget();
+        for rect in damage.rects() {
+            self.read(scanout, rect.intersect(self.size.rect()), Self::take_row);
         }
     }
 
-    /// Copies `rect`, and will report all of it whether it changed or not.
+    /// Reads `rect`, and will report all of it whether it changed or not.
     pub(super) fn reload(&mut self, scanout: &dyn Scanout, rect: Rect) {
         let rect = rect.intersect(self.size.rect());
-        self.look_at(scanout, rect);
+        self.read(scanout, rect, Self::take_row);
         for (y, height) in cuts(rect.y, rect.bottom()) {
             for (x, width) in cuts(rect.x, rect.right()) {
                 let tile = self.tile_at(x, y);
@@ -112,45 +159,27 @@ impl Shadow {
         }
     }
 
-    /// Takes over what [`look`](Self::look) kept, and adds to `boxes` the rectangles that changed: at most one
-    /// for each tile, as small as its changed pixels allow, by rows of tiles from the top.
-    pub(super) fn take(&mut self, boxes: &mut Vec<Rect>) {
-        for at in 0..self.spans.len() {
-            self.take_span(self.spans[at]);
-        }
-        self.clear_fresh();
+    /// Adds to `boxes` the rectangles that were taken over since the last time: at most one for each tile, as small
+    /// as its changed pixels allow, by rows of tiles from the top.
+    pub(super) fn report(&mut self, boxes: &mut Vec<Rect>) {
         for extent in &mut self.extents {
             if extent.left < extent.right {
-                boxes.push(Rect::new(extent.left, extent.top, extent.right - extent.left, extent.bottom - extent.top));
+                let size = Size::new(extent.right - extent.left, extent.bottom - extent.top);
+                boxes.push(Rect::new(extent.left, extent.top, size.width, size.height));
                 *extent = Extent::NONE;
             }
         }
     }
 
-    /// How many rows of tiles differ.
-    pub(super) fn changed_rows(&self) -> usize {
-        self.spans.len()
+    /// What the last [`look`](Self::look) found changed, tile by tile and row by row.
+    pub(super) fn spans(&self) -> &[Span] {
+        &self.spans
     }
 
-    /// One row of one tile (by its column) as the client has it.
-    pub(super) fn old_row(&self, column: usize, y: u32) -> &[u8] {
-        &self.pixels[self.tile_row(column, y)]
-    }
-
-    /// One row of one tile as it is to become.
-    pub(super) fn new_row(&self, column: usize, y: u32) -> &[u8] {
-        let from = if self.has_changed(column, y) { &self.fresh } else { &self.pixels };
-        &from[self.tile_row(column, y)]
-    }
-
-    /// Whether a row of a tile will change.
-    pub(super) fn has_changed(&self, column: usize, y: u32) -> bool {
-        self.changed[self.changed_words() * to_usize(y) + column / 64] >> (column % 64) & 1 == 1
-    }
-
-    /// Number of columns of tiles.
-    pub(super) fn columns(&self) -> usize {
-        to_usize(self.size.width.div_ceil(TILE))
+    /// The hash of one row of one tile, by its column, as the client has it.
+    pub(super) fn row_hash(&self, column: usize, y: u32) -> u64 {
+        let row = to_usize(y) * self.stride();
+        hash(&self.pixels[row + column * TILE_ROW..row + ((column + 1) * TILE_ROW).min(self.stride())])
     }
 
     /// Moves a rectangle up or down, as the client's copy does.
@@ -169,7 +198,9 @@ impl Shadow {
         }
     }
 
-    fn look_at(&mut self, scanout: &dyn Scanout, rect: Rect) {
+    /// Copies `rect` from the scanout, and hands out the rows that differ.
+    fn read(&mut self, scanout: &dyn Scanout, rect: Rect, differs: fn(&mut Self, u32, u32, &[u8])) {
+        assert_eq!(scanout.size(), self.size, "a shadow belongs to scanouts of its size");
         if rect.is_empty() {
             return;
         }
@@ -183,7 +214,7 @@ impl Shadow {
             for (y, row) in (y..y + rows).zip(chunk.chunks_exact(bytes)) {
                 let start = self.at(rect.x, y);
                 if self.pixels[start..start + bytes] != *row {
-                    self.keep_row(rect.x, y, row);
+                    differs(self, rect.x, y, row);
                 }
             }
         }
@@ -192,44 +223,55 @@ impl Shadow {
 
     /// Keeps the parts of a row that differ.
     fn keep_row(&mut self, x: u32, y: u32, row: &[u8]) {
-        let right = x + u32::try_from(row.len() / PIXEL).unwrap_or(0);
-        let words = self.changed_words() * to_usize(y);
-        for (span_x, width) in cuts(x, right) {
-            let new = &row[row_bytes(span_x - x)..row_bytes(span_x - x + width)];
+        for (span_x, width) in cuts(x, x + pixel_count(row)) {
+            let new = &row[row_bytes(span_x - x)..][..row_bytes(width)];
             let at = self.at(span_x, y);
             if self.pixels[at..at + new.len()] != *new {
-                self.fresh[at..at + new.len()].copy_from_slice(new);
-                self.fresh_written += new.len();
-                self.spans.push(Span { x: span_x, y, width });
-                let column = to_usize(span_x / TILE);
-                self.changed[words + column / 64] |= 1 << (column % 64);
+                self.spans.push(Span { x: span_x, y, width, hash: self.hash_with(span_x, y, new) });
+                // One more than fits says that it did not.
+                if self.kept.len() <= MAX_KEPT {
+                    self.kept.extend_from_slice(new);
+                }
             }
         }
     }
 
-    fn take_span(&mut self, span: Span) {
-        let at = self.at(span.x, span.y);
-        let bytes = at..at + row_bytes(span.width);
-        let (new, old) = (&self.fresh[bytes.clone()], &mut self.pixels[bytes]);
-        let tile = to_usize(span.y / TILE) * to_usize(self.size.width.div_ceil(TILE)) + to_usize(span.x / TILE);
-        if new != old {
-            self.extents[tile].add_difference(span, new, old);
+    /// Takes over the parts of a row that differ.
+    fn take_row(&mut self, x: u32, y: u32, row: &[u8]) {
+        for (span_x, width) in cuts(x, x + pixel_count(row)) {
+            self.take_span(span_x, y, &row[row_bytes(span_x - x)..][..row_bytes(width)]);
+        }
+    }
+
+    /// Takes over part of a row, inside one tile.
+    fn take_span(&mut self, x: u32, y: u32, new: &[u8]) {
+        let (at, tile) = (self.at(x, y), self.tile_at(x, y));
+        let old = &mut self.pixels[at..at + new.len()];
+        if *new != *old {
+            self.extents[tile].add_difference(x, y, new, old);
             old.copy_from_slice(new);
         }
-        let words = to_usize(self.size.width.div_ceil(TILE)).div_ceil(64);
-        let column = to_usize(span.x / TILE);
-        self.changed[words * to_usize(span.y) + column / 64] &= !(1 << (column % 64));
+    }
+
+    /// The hash of a tile's row of which a part is new.
+    fn hash_with(&self, x: u32, y: u32, new: &[u8]) -> u64 {
+        let left = x / TILE * TILE;
+        let width = TILE.min(self.size.width - left);
+        if new.len() == row_bytes(width) {
+            return hash(new);
+        }
+        let (at, mut row) = (self.at(left, y), [0; TILE_ROW]);
+        let row = &mut row[..row_bytes(width)];
+        row.copy_from_slice(&self.pixels[at..at + row_bytes(width)]);
+        row[row_bytes(x - left)..][..new.len()].copy_from_slice(new);
+        hash(row)
     }
 
     /// Forgets what was kept, and gives back what a large change took.
-    fn clear_fresh(&mut self) {
-        if self.fresh_written > KEPT {
-            self.fresh = Vec::new();
-            self.fresh = vec![0; self.pixels.len()];
-            self.fresh_written = 0;
-        }
+    fn forget(&mut self) {
+        self.kept.clear();
         self.spans.clear();
-        self.spans.shrink_to(KEPT / size_of::<Span>() / 16);
+        self.spans.shrink_to(KEPT_SPANS);
     }
 
     fn at(&self, x: u32, y: u32) -> usize {
@@ -237,19 +279,14 @@ impl Shadow {
     }
 
     fn tile_at(&self, x: u32, y: u32) -> usize {
-        to_usize(y / TILE) * self.columns() + to_usize(x / TILE)
+        to_usize(y / TILE) * to_usize(self.size.width.div_ceil(TILE)) + to_usize(x / TILE)
     }
+}
 
-    /// Where a row of a tile stands.
-    fn tile_row(&self, column: usize, y: u32) -> std::ops::Range<usize> {
-        let row = to_usize(y) * self.stride();
-        let tile = row_bytes(TILE);
-        row + column * tile..row + ((column + 1) * tile).min(self.stride())
-    }
-
-    /// Words of `changed` for a row.
-    fn changed_words(&self) -> usize {
-        self.columns().div_ceil(64)
+impl Span {
+    /// The column of tiles it is in.
+    pub(super) fn column(self) -> usize {
+        to_usize(self.x / TILE)
     }
 }
 
@@ -263,17 +300,18 @@ impl Extent {
         self.bottom = self.bottom.max(other.bottom);
     }
 
-    /// Grows to hold what differs between two versions of a span, which do differ.
-    fn add_difference(&mut self, span: Span, new: &[u8], old: &[u8]) {
-        self.top = self.top.min(span.y);
-        self.bottom = self.bottom.max(span.y + 1);
+    /// Grows to hold what differs between two versions of a part of row `y`, which do differ.
+    fn add_difference(&mut self, x: u32, y: u32, new: &[u8], old: &[u8]) {
+        self.top = self.top.min(y);
+        self.bottom = self.bottom.max(y + 1);
         // Only what lies outside of the extent so far can make it wider.
-        let outside_left = row_bytes(self.left.clamp(span.x, span.x + span.width) - span.x);
+        let end = x + pixel_count(new);
+        let outside_left = row_bytes(self.left.clamp(x, end) - x);
         if let Some(first) = first_difference(&new[..outside_left], &old[..outside_left]) {
-            self.left = span.x + first;
+            self.left = x + first;
         }
-        let inside = self.right.clamp(span.x, span.x + span.width);
-        let outside_right = row_bytes(inside - span.x);
+        let inside = self.right.clamp(x, end);
+        let outside_right = row_bytes(inside - x);
         if let Some(last) = last_difference(&new[outside_right..], &old[outside_right..]) {
             self.right = inside + last + 1;
         }
@@ -299,6 +337,25 @@ fn cuts(from: u32, to: u32) -> impl Iterator<Item = (u32, u32)> {
         .map(move |at| (at, next(at) - at))
 }
 
+/// A hash of a row's bytes, in four lanes that do not wait for each other.
+fn hash(row: &[u8]) -> u64 {
+    const LANES: usize = 4;
+    let mut lanes = [0x9e37_79b1_85eb_ca87_u64; LANES];
+    for block in row.chunks(8 * LANES) {
+        for (lane, word) in lanes.iter_mut().zip(block.chunks(8)) {
+            let mut bytes = [0; 8];
+            bytes[..word.len()].copy_from_slice(word);
+            *lane = (*lane ^ u64::from_le_bytes(bytes)).wrapping_mul(0xc2b2_ae3d_27d4_eb4f).rotate_left(29);
+        }
+    }
+    let mixed = lanes.iter().fold(0_u64, |all, lane| (all ^ lane).wrapping_mul(0x9fb2_1c65_1e98_df25));
+    mixed ^ mixed >> 32
+}
+
+fn pixel_count(row: &[u8]) -> u32 {
+    u32::try_from(row.len() / PIXEL).unwrap_or(u32::MAX)
+}
+
 fn row_bytes(width: u32) -> usize {
     to_usize(width) * PIXEL
 }
@@ -306,18 +363,6 @@ fn row_bytes(width: u32) -> usize {
 /// A coordinate as an index; `usize` has at least 32 bits wherever this runs.
 pub(super) fn to_usize(value: u32) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
-}
-
-#[cfg(test)]
-impl Shadow {
-    /// The pixels of a rectangle, which is a row or part of one, as they are to become.
-    pub(super) fn new_pixels(&self, row: Rect) -> Vec<u8> {
-        let tiles = cuts(row.x, row.right()).flat_map(|(x, width)| {
-            let tile = self.new_row(to_usize(x / TILE), row.y);
-            tile[row_bytes(x % TILE)..][..row_bytes(width)].to_vec()
-        });
-        tiles.collect()
-    }
 }
 
 #[cfg(test)]

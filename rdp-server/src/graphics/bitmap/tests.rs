@@ -42,10 +42,10 @@ proptest! {
                 picture.draw(write);
                 let mut damage = DamageSet::new();
                 damage.add(write.rect());
-                shadow.look(&picture, &damage);
+                shadow.take_from(&picture, &damage);
             }
             let mut boxes = Vec::new();
-            shadow.take(&mut boxes);
+            shadow.report(&mut boxes);
             client.receive(&encoder.encode(&shadow, size.rect(), &boxes));
             prop_assert!(client.longest <= MAX_FRAGMENT);
             let expected = picture.colors().into_iter().map(|color| seen(depth, color));
@@ -81,7 +81,7 @@ fn text_is_much_smaller_than_its_pixels() {
     let mut shadow = Shadow::new(size);
     let mut boxes = Vec::new();
     shadow.reload(&picture, size.rect());
-    shadow.take(&mut boxes);
+    shadow.report(&mut boxes);
     let pixels = 640 * 480;
     for (depth, most) in
         [(ColorDepth::Bpp16, pixels), (ColorDepth::Bpp24, pixels * 3 / 2), (ColorDepth::Bpp32, pixels * 3 / 2)]

@@ -123,7 +123,7 @@ fn ops(size: Size) -> impl Strategy<Value = Op> {
         4 => Just(Op::Send),
         2 => Just(Op::Acknowledge),
         2 => Just(Op::Settle),
-        1 => (1..400_u32, 1..300_u32).prop_map(|(width, height)| Op::Resize(Size::new(width, height))),
+        1 => (1..700_u32, 1..500_u32).prop_map(|(width, height)| Op::Resize(Size::new(width, height))),
         1 => (0..500_u32, 0..400_u32, 0..500_u32, 0..400_u32).prop_map(|(x, y, w, h)| Op::Refresh(Rect::new(x, y, w, h))),
         1 => any::<bool>().prop_map(Op::Suppress),
         1 => any::<bool>().prop_map(Op::Switch),
@@ -133,10 +133,10 @@ fn ops(size: Size) -> impl Strategy<Value = Op> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(120))]
     #[test]
-    fn the_client_ends_up_with_the_guests_picture_to_the_bit(ops in proptest::collection::vec(ops(Size::new(400, 300)), 1..40)) {
-        let mut session = Session::new(Size::new(400, 300));
+    fn the_client_ends_up_with_the_guests_picture_to_the_bit(ops in proptest::collection::vec(ops(Size::new(600, 420)), 1..40)) {
+        let mut session = Session::new(Size::new(600, 420));
         for op in ops {
             match op {
                 Op::Draw(write) => session.draw(write),

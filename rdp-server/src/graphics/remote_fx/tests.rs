@@ -11,7 +11,7 @@ use crate::graphics::testing::{FastPathClient, Picture, Write, writes};
 /// Encodes what changed, and lets the client decode it.
 fn send(remote_fx: &mut RemoteFx, shadow: &mut Shadow, client: &mut FastPathClient) -> usize {
     let (mut boxes, mut bytes) = (Vec::new(), 0);
-    shadow.take(&mut boxes);
+    shadow.report(&mut boxes);
     let size = shadow.size();
     let limit = remote_fx.limit;
     remote_fx.encode(shadow, size.rect(), &boxes, |data| {
@@ -82,7 +82,7 @@ proptest! {
             picture.draw(write);
             let mut damage = DamageSet::new();
             damage.add(write.rect());
-            shadow.look(&picture, &damage);
+            shadow.take_from(&picture, &damage);
             send(&mut remote_fx, &mut shadow, &mut client);
         }
         let psnr = psnr(&picture, &client);

@@ -64,12 +64,12 @@ fn split_row<const BAND: usize>(row: &[i16], low: &mut [i16], high: &mut [i16]) 
 
 /// What an odd sample differs from its neighbours, halved.
 fn high_pass(even: i16, odd: i16, next: i16) -> i16 {
-    narrow((i32::from(odd) - (i32::from(even) + i32::from(next) >> 1)) >> 1)
+    narrow((i32::from(odd) - ((i32::from(even) + i32::from(next)) >> 1)) >> 1)
 }
 
 /// An even sample, smoothed by the differences on both sides.
 fn low_pass(even: i16, previous: i16, high: i16) -> i16 {
-    narrow(i32::from(even) + (i32::from(previous) + i32::from(high) >> 1))
+    narrow(i32::from(even) + ((i32::from(previous) + i32::from(high)) >> 1))
 }
 
 /// Colours have 13 bits, so no coefficient comes near the limit.

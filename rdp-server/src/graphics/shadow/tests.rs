@@ -73,12 +73,20 @@ struct Step {
     writes: Vec<(Rect, u8)>,
     /// Damage beyond what was written.
     more: Vec<Rect>,
+    how: How,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum How {
+    Kept,
+    Read,
 }
 
 fn steps(size: Size) -> impl Strategy<Value = Vec<Step>> {
     let writes = proptest::collection::vec((rects(size), 0_u8..4), 0..4);
     let more = proptest::collection::vec(rects(size), 0..3);
-    proptest::collection::vec((writes, more).prop_map(|(writes, more)| Step { writes, more }), 1..6)
+    let how = prop_oneof![Just(How::Kept), Just(How::Read)];
+    proptest::collection::vec((writes, more, how).prop_map(|(writes, more, how)| Step { writes, more, how }), 1..6)
 }
 
 proptest! {
@@ -102,11 +110,16 @@ proptest! {
             let expected = naive_boxes(&shadow.pixels, &new, size, &damage);
 
             let mut boxes = Vec::new();
-            shadow.look(&picture, &damage);
-            shadow.take(&mut boxes);
+            match step.how {
+                How::Kept => {
+                    prop_assert_eq!(shadow.look(&picture, &damage), Change::Small);
+                    shadow.take_kept();
+                }
+                How::Read => shadow.take_from(&picture, &damage),
+            }
+            shadow.report(&mut boxes);
             prop_assert_eq!(&boxes, &expected);
             prop_assert!(shadow.pixels == new);
-            prop_assert!(shadow.changed.iter().all(|word| *word == 0));
 
             // Merging loses nothing.
             merge(&mut boxes);
@@ -124,7 +137,7 @@ proptest! {
         picture.fill(Rect::new(70, 70, 3, 3), 9);
         shadow.reload(&picture, rect);
         let mut boxes = Vec::new();
-        shadow.take(&mut boxes);
+        shadow.report(&mut boxes);
         prop_assert_eq!(boxes.iter().map(|part| part.area()).sum::<u64>(), rect.area());
         prop_assert!(boxes.iter().all(|part| rect.contains(*part)));
     }
