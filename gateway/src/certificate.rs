@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose, SanType};
-use rustls::server::NoServerSessionStorage;
 use rustls::ServerConfig;
+use rustls::server::NoServerSessionStorage;
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};
@@ -112,8 +112,8 @@ impl Identity {
         let first = chain.first().ok_or_else(|| malformed("it holds no certificate".to_owned()))?;
         let parsed = Certificate::from_der(first).map_err(|error| malformed(error.to_string()))?;
         let fingerprint = Fingerprint(Sha256::digest(first).into());
-        let tls = server_config(chain, key)
-            .map_err(|source| CertificateError::Unusable { files: files.clone(), source })?;
+        let tls =
+            server_config(chain, key).map_err(|source| CertificateError::Unusable { files: files.clone(), source })?;
         Ok(Self {
             tls: Arc::new(tls),
             public_key: parsed.tbs_certificate.subject_public_key_info.subject_public_key.raw_bytes().to_vec(),
@@ -129,7 +129,10 @@ impl std::fmt::Display for Fingerprint {
     }
 }
 
-fn server_config(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<ServerConfig, rustls::Error> {
+fn server_config(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<ServerConfig, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?

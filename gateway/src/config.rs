@@ -277,8 +277,9 @@ impl ListenFile {
 
 impl TlsFile {
     fn check(self) -> Result<Option<CertificateFiles>, Mistake> {
-        let alone =
-            |span, missing| Err(Mistake { span, reason: format!("`certificate` and `key` go together: {missing} is missing") });
+        let alone = |span, missing| {
+            Err(Mistake { span, reason: format!("`certificate` and `key` go together: {missing} is missing") })
+        };
         match (self.certificate, self.key) {
             (None, None) => Ok(None),
             (Some(one), None) => alone(one.span(), "`key`"),
@@ -340,7 +341,9 @@ mod tests {
     fn nothing_written_means_both_ports_on_loopback() {
         let listen = parse("").unwrap().listen;
         assert!(listen.addresses.iter().all(|address| address.ip().is_loopback()));
-        assert!(DEFAULT_PORTS.iter().all(|port| listen.addresses.contains(&SocketAddr::new([127, 0, 0, 1].into(), *port))));
+        assert!(
+            DEFAULT_PORTS.iter().all(|port| listen.addresses.contains(&SocketAddr::new([127, 0, 0, 1].into(), *port)))
+        );
     }
 
     #[test]

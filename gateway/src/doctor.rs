@@ -95,7 +95,8 @@ fn qemu_version(qemu: &Path, version: Result<&str, &String>) -> Check {
     let text = match version {
         Ok(text) => text.lines().next().unwrap_or_default(),
         Err(error) => {
-            return Check::new("qemu", Level::Missing, format!("{}: {error}", qemu.display()), "no VM can run").mend(INSTALL);
+            return Check::new("qemu", Level::Missing, format!("{}: {error}", qemu.display()), "no VM can run")
+                .mend(INSTALL);
         }
     };
     match parse_version(text) {
@@ -104,7 +105,8 @@ fn qemu_version(qemu: &Path, version: Result<&str, &String>) -> Check {
             Check::new("qemu", Level::Missing, text, "too old: the screens of its VMs cannot be shared").mend(INSTALL)
         }
         Some(found) if found < RECOMMENDED_QEMU => {
-            Check::new("qemu", Level::Poor, text, "works; 10.0 and later share the screen without copying").mend(INSTALL)
+            Check::new("qemu", Level::Poor, text, "works; 10.0 and later share the screen without copying")
+                .mend(INSTALL)
         }
         Some(_) => Check::new("qemu", Level::Good, text, "runs the VMs"),
     }
@@ -152,13 +154,19 @@ fn state_folder(config: &Config) -> Check {
     let there = folder.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let writable = rustix::fs::access(there, rustix::fs::Access::WRITE_OK).is_ok();
     if !writable {
-        return Check::new("state folder", Level::Missing, format!("{} cannot be written", folder.display()), "nothing can be kept")
-            .mend("choose another folder with --state or FANLIGHT_STATE");
+        return Check::new(
+            "state folder",
+            Level::Missing,
+            format!("{} cannot be written", folder.display()),
+            "nothing can be kept",
+        )
+        .mend("choose another folder with --state or FANLIGHT_STATE");
     }
     let free = rustix::fs::statvfs(there).map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize));
     let found = format!("{}, {} MiB free", folder.display(), free >> 20);
     if free < LITTLE_DISK {
-        return Check::new("state folder", Level::Poor, found, "a guest that writes may soon stop").mend("make room on that disk");
+        return Check::new("state folder", Level::Poor, found, "a guest that writes may soon stop")
+            .mend("make room on that disk");
     }
     Check::new("state folder", Level::Good, found, "keeps definitions, users and the certificate")
 }

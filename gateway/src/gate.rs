@@ -64,12 +64,17 @@ mod tests {
 
     fn user(vms: &[&str]) -> User {
         let secret = Secret::new("x", Keep::Argon2Only).unwrap();
-        User { name: "anna".parse().unwrap(), secret, vms: VmRights::Only(vms.iter().map(|vm| (*vm).to_owned()).collect()) }
+        User {
+            name: "anna".parse().unwrap(),
+            secret,
+            vms: VmRights::Only(vms.iter().map(|vm| (*vm).to_owned()).collect()),
+        }
     }
 
     #[test]
     fn unknown_and_forbidden_vms_look_the_same() {
-        let guid = |digit: char| format!("{0}-{1}-{1}-{1}-{0}{1}", digit.to_string().repeat(8), digit.to_string().repeat(4));
+        let guid =
+            |digit: char| format!("{0}-{1}-{1}-{1}-{0}{1}", digit.to_string().repeat(8), digit.to_string().repeat(4));
         let vms = [("web01".to_owned(), guid('1')), ("web02".to_owned(), guid('2')), ("db".to_owned(), guid('3'))];
         let anna = user(&["web01", "DB"]);
         let reach = |text: &str| choose(&anna, &Target::parse(text).unwrap(), &vms);

@@ -84,8 +84,7 @@ impl Listener {
     ///
     /// When one cannot be opened that the administrator chose, or that this host has.
     pub fn open(listen: Listen, users: Users, context: Arc<SessionContext>) -> Result<Self, ListenError> {
-        let mut listener =
-            Self { listen, users, context, open: OpenAddresses::default(), sockets: BTreeMap::new() };
+        let mut listener = Self { listen, users, context, open: OpenAddresses::default(), sockets: BTreeMap::new() };
         listener.reconcile()?;
         Ok(listener)
     }
@@ -158,7 +157,8 @@ fn host_lacks(error: &io::Error) -> bool {
 
 fn bind(wanted: &Listen, address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_reuseaddr(true)?;
+    // A port of the system's choice must not be one that another program is about to listen on.
+    socket.set_reuseaddr(address.port() != 0)?;
     if address.is_ipv6() {
         // `[::]` takes IPv4 too, unless that port is asked for by an IPv4 address of its own.
         let shared = wanted.addresses.iter().any(|other| other.is_ipv4() && other.port() == address.port());

@@ -39,13 +39,18 @@ pub struct Service {
     _lock: StateLock,
 }
 
-/// Runs a gateway until `shutdown` resolves.
+/// Runs a gateway until `shutdown` resolves; `started` is called once it listens.
 ///
 /// # Errors
 ///
 /// When it cannot start; one that has started ends in order.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Problem> {
+pub async fn run(
+    config: Config,
+    started: impl FnOnce(&Service),
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Problem> {
     let service = Service::start(config).await?;
+    started(&service);
     shutdown.await;
     service.stop().await;
     Ok(())
@@ -151,10 +156,8 @@ fn front(config: &Config, identity: &Identity) -> FrontConfig {
 }
 
 async fn open_host(config: &Config) -> Result<Host, Problem> {
-    let settings = HostConfig {
-        qemu: config.qemu.clone(),
-        ..HostConfig::new(config.state.definitions(), config.state.runtime())
-    };
+    let settings =
+        HostConfig { qemu: config.qemu.clone(), ..HostConfig::new(config.state.definitions(), config.state.runtime()) };
     Ok(Host::open(settings).await?)
 }
 

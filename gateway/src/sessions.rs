@@ -112,8 +112,12 @@ impl Sessions {
     /// Tells the sessions that `choose` picks to end; returns how many.
     pub fn end(&self, reason: EndReason, choose: impl Fn(&SessionInfo) -> bool) -> usize {
         let inner = self.lock();
-        let chosen = inner.live.values().filter(|live| choose(&live.info));
-        chosen.map(|live| live.end.send_replace(Some(reason))).count()
+        let mut ended = 0;
+        for live in inner.live.values().filter(|live| choose(&live.info)) {
+            live.end.send_replace(Some(reason));
+            ended += 1;
+        }
+        ended
     }
 
     /// Waits until there is none.

@@ -13,7 +13,6 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-
 use crate::files::SocketPath;
 use crate::problem::{Code, ErrorBody, Problem};
 use crate::state::StateFolder;
@@ -84,8 +83,7 @@ impl Client {
             Problem::new(Code::Internal, format!("the service broke off: {error}"))
                 .hint("its log says more; `fanlight status` tells whether it still runs")
         };
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
         tokio::spawn(connection);
         let request = Request::builder()
             .method(method)
@@ -102,7 +100,8 @@ impl Client {
             return Ok(body);
         }
         let error = serde_json::from_slice::<ErrorBody>(&body);
-        Err(error.map_or_else(|_| Problem::new(Code::Internal, format!("the service answered {status}")), |body| body.error))
+        Err(error
+            .map_or_else(|_| Problem::new(Code::Internal, format!("the service answered {status}")), |body| body.error))
     }
 
     async fn connect(&self) -> Result<UnixStream, Problem> {
@@ -144,7 +143,8 @@ pub fn segment(name: &str) -> String {
 fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     // No body is `null`: the answer of requests that have nothing to say.
     let body = if body.is_empty() { b"null" } else { body };
-    serde_json::from_slice(body).map_err(|error| Problem::new(Code::Internal, format!("the answer makes no sense: {error}")))
+    serde_json::from_slice(body)
+        .map_err(|error| Problem::new(Code::Internal, format!("the answer makes no sense: {error}")))
 }
 
 #[cfg(test)]

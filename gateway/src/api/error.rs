@@ -11,7 +11,6 @@ use vmm::{HostError, RequestError};
 
 use crate::problem::{Code, ErrorBody, Problem};
 
-
 /// What a handler returns.
 pub(super) type Answer<T> = Result<T, Problem>;
 

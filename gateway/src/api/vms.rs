@@ -29,8 +29,8 @@ pub(super) async fn create(
     Body(request): Body<CreateVm>,
 ) -> Answer<(StatusCode, Json<VmInfo>)> {
     let file = request.file.as_deref().unwrap_or("definition");
-    let definition = Definition::parse(&request.definition, Path::new(file))
-        .map_err(|error| Problem::new(Code::Invalid, error))?;
+    let definition =
+        Definition::parse(&request.definition, Path::new(file)).map_err(|error| Problem::new(Code::Invalid, error))?;
     if context.session.host.find(&definition.name).is_some() {
         return Err(Problem::new(Code::Conflict, format!("a VM `{}` exists already", definition.name)));
     }

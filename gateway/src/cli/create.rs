@@ -72,14 +72,14 @@ impl Create {
     pub(super) async fn run(self, context: &Context) -> Result<(), Problem> {
         let request = match &self.file {
             Some(file) => from_file(file)?,
-            None => self.from_options()?,
+            None => self.into_request()?,
         };
         let vm: VmInfo = context.client.post("/v1/vms", &request).await?;
         context.output.value(&vm, || format!("{} is created; start it with `fanlight vm start {}`", vm.name, vm.name));
         Ok(())
     }
 
-    fn from_options(self) -> Result<CreateVm, Problem> {
+    fn into_request(self) -> Result<CreateVm, Problem> {
         let new_disks = self.disks.iter().filter_map(DiskOption::new_disk).collect();
         let mut definition = Definition::new(self.name.unwrap_or_default(), Uuid::new_v4());
         definition.memory = self.memory;
@@ -153,13 +153,14 @@ fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
 
 /// `512M`, `20G`, `1T`, or bytes; the units are powers of 1024.
 fn parse_size(text: &str) -> Result<u64, String> {
-    let (number, shift) = match text.trim_end_matches('B').split_at_checked(text.trim_end_matches('B').len().saturating_sub(1)) {
-        Some((number, "K" | "k")) => (number, 10),
-        Some((number, "M" | "m")) => (number, 20),
-        Some((number, "G" | "g")) => (number, 30),
-        Some((number, "T" | "t")) => (number, 40),
-        _ => (text, 0),
-    };
+    let (number, shift) =
+        match text.trim_end_matches('B').split_at_checked(text.trim_end_matches('B').len().saturating_sub(1)) {
+            Some((number, "K" | "k")) => (number, 10),
+            Some((number, "M" | "m")) => (number, 20),
+            Some((number, "G" | "g")) => (number, 30),
+            Some((number, "T" | "t")) => (number, 40),
+            _ => (text, 0),
+        };
     let size = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift)).filter(|size| *size > 0);
     size.ok_or_else(|| format!("`{text}` is not a size: write 512M, 20G, 1T or bytes"))
 }

@@ -1,6 +1,5 @@
 //! `fanlight demo`: one guest, one user and a gateway in front, for a first look and for tests.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -74,8 +73,7 @@ impl Demo {
         let guest = self.write_definition(&state)?;
         let password = write_user(&state)?;
         let service = Service::start_locked(config, lock).await?;
-        let vm = start(&service, guest).await;
-        let vm = match vm {
+        let vm = match start(&service, guest).await {
             Ok(vm) => vm,
             Err(problem) => {
                 service.stop().await;
@@ -94,11 +92,8 @@ impl Demo {
     fn write_definition(&self, state: &StateFolder) -> Result<Guest, Problem> {
         let file = state.definitions().join(format!("{NAME}.toml"));
         let before = Definition::load(&file).ok().filter(|definition| definition.name == NAME);
-        let mut definition = before.clone().unwrap_or_else(|| Definition::new(NAME, Uuid::new_v4()));
-        definition.memory = definition.memory.max(MEMORY);
-        if before.is_none() {
-            definition.memory = MEMORY;
-        }
+        let new = || Definition { memory: MEMORY, ..Definition::new(NAME, Uuid::new_v4()) };
+        let mut definition = before.clone().unwrap_or_else(new);
         definition.boot = Boot::DirectKernel {
             kernel: existing(&self.kernel)?,
             initrd: Some(existing(&self.initrd)?),
@@ -115,8 +110,9 @@ impl Demo {
 }
 
 fn existing(path: &PathBuf) -> Result<PathBuf, Problem> {
-    std::fs::canonicalize(path)
-        .map_err(|error| Problem::new(Code::Invalid, format!("{}: {error}", path.display())).hint("./x image console builds one"))
+    std::fs::canonicalize(path).map_err(|error| {
+        Problem::new(Code::Invalid, format!("{}: {error}", path.display())).hint("./x image console builds one")
+    })
 }
 
 /// Gives the user `demo` a new password.
@@ -173,10 +169,7 @@ fn announce(service: &Service, state: &StateFolder, password: &str, context: &Co
          ready: rdp={address} vm={NAME} user={NAME} password={password}\n",
         state.path().display()
     );
-    let text = Zeroizing::new(text);
-    let mut stdout = std::io::stdout().lock();
-    // Whoever started this and closed the pipe does not want to know.
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    context.output.text(&Zeroizing::new(text));
     if !context.output.is_json() {
         context.output.note("Ctrl-C stops the gateway and the guest.");
     }

@@ -6,7 +6,7 @@ use clap::Args;
 use vmm::{Host, HostConfig};
 
 use super::Context;
-use super::output::{Cell, Colour};
+use super::output::{Colour, Output};
 use crate::doctor::{Check, Level, Report, examine};
 use crate::problem::{Code, Problem};
 
@@ -23,13 +23,7 @@ impl Doctor {
             Err(problem) if problem.code == Code::NoService => alone(context).await?,
             answer => answer?,
         };
-        let rows = report.checks.iter().map(row).collect();
-        context.output.table(&report, &["", "CHECK", "FOUND", "MEANING"], rows);
-        for check in &report.checks {
-            if let (Some(mend), false) = (&check.mend, context.output.is_json()) {
-                context.output.note(&format!("to mend {}: {mend}", check.name));
-            }
-        }
+        context.output.value(&report, || describe(&report, context.output));
         Ok(if report.works { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
@@ -51,11 +45,27 @@ async fn alone(context: &Context) -> Result<Report, Problem> {
     report
 }
 
-fn row(check: &Check) -> Vec<Cell> {
-    let sign = match check.level {
-        Level::Good => Cell::coloured("ok", Colour::Green),
-        Level::Poor => Cell::coloured("!", Colour::Yellow),
-        Level::Missing => Cell::coloured("MISSING", Colour::Red),
+fn describe(report: &Report, output: Output) -> String {
+    let verdict = if report.works {
+        output.paint("This host can run VMs and show them.", Colour::Green)
+    } else {
+        output.paint("Something is missing without which nothing works.", Colour::Red)
     };
-    vec![sign, check.name.as_str().into(), check.found.as_str().into(), check.meaning.as_str().into()]
+    let checks = report.checks.iter().map(|check| describe_check(check, output));
+    checks.chain([format!("\n{verdict}")]).collect::<Vec<_>>().join("\n")
+}
+
+fn describe_check(check: &Check, output: Output) -> String {
+    let (sign, colour) = match check.level {
+        Level::Good => ("ok", Colour::Green),
+        Level::Poor => ("note", Colour::Yellow),
+        Level::Missing => ("MISSING", Colour::Red),
+    };
+    let padding = " ".repeat(8 - sign.len());
+    let mut text = format!("{}{padding}{:<13} {}", output.paint(sign, colour), check.name, check.found);
+    text += &format!("\n{:22}{}", "", check.meaning);
+    if let Some(mend) = &check.mend {
+        text += &format!("\n{:22}to mend: {mend}", "");
+    }
+    text
 }

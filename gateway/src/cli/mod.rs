@@ -85,7 +85,9 @@ enum Command {
 
 /// Print a completion script for a shell
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  fanlight completions bash > /etc/bash_completion.d/fanlight\n  fanlight completions fish > ~/.config/fish/completions/fanlight.fish")]
+#[command(
+    after_help = "Examples:\n  fanlight completions bash > /etc/bash_completion.d/fanlight\n  fanlight completions fish > ~/.config/fish/completions/fanlight.fish"
+)]
 struct Completions {
     /// Which shell
     shell: clap_complete::Shell,
@@ -132,7 +134,9 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode, Problem> {
         Command::Session(session) => small_runtime()?.block_on(session.run(&context)),
         Command::RdpFile(rdp_file) => small_runtime()?.block_on(rdp_file.run(&context)),
         Command::Completions(completions) => {
-            clap_complete::generate(completions.shell, &mut Cli::command(), "fanlight", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(completions.shell, &mut Cli::command(), "fanlight", &mut script);
+            context.output.text(&String::from_utf8_lossy(&script));
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -56,6 +56,16 @@ impl Output {
         self.value(value, || table(header, &rows, self.colours));
     }
 
+    /// Prints text as it is.
+    pub(super) fn text(self, text: &str) {
+        print_text(text);
+    }
+
+    /// `text` in a colour, where there are colours.
+    pub(super) fn paint(self, text: &str, colour: Colour) -> String {
+        paint(text, colour, self.colours)
+    }
+
     /// Prints what went wrong.
     pub(super) fn problem(self, problem: &Problem) {
         let mut stderr = io::stderr().lock();
@@ -119,12 +129,17 @@ fn line(row: &[Cell], widths: &[usize], colours: bool) -> String {
     let mut line = String::new();
     for (cell, width) in row.iter().zip(widths) {
         let padding = " ".repeat((width + 2).saturating_sub(cell.text.chars().count()));
-        match cell.colour.code().filter(|_| colours) {
-            Some(code) => line += &format!("\x1b[{code}m{}\x1b[0m{padding}", cell.text),
-            None => line += &format!("{}{padding}", cell.text),
-        }
+        line += &paint(&cell.text, cell.colour, colours);
+        line += &padding;
     }
     line.trim_end().to_owned()
+}
+
+fn paint(text: &str, colour: Colour, colours: bool) -> String {
+    match colour.code().filter(|_| colours) {
+        Some(code) => format!("\x1b[{code}m{text}\x1b[0m"),
+        None => text.to_owned(),
+    }
 }
 
 impl Colour {
@@ -138,10 +153,14 @@ impl Colour {
     }
 }
 
-/// A reader who closed the pipe has seen enough.
 fn print_line(text: &str) {
+    print_text(&format!("{text}\n"));
+}
+
+/// A reader who closed the pipe has seen enough.
+fn print_text(text: &str) {
     let mut stdout = io::stdout().lock();
-    let _ = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
 }
 
 #[cfg(test)]

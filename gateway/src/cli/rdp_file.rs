@@ -68,13 +68,15 @@ impl RdpFile {
             Some(address) => address,
             None => reachable(&context.client.get::<ServiceStatus>("/v1/status").await?)?.to_string(),
         };
-        let text = contents(&Target { address: &address, vm: &vm.name, user: self.user.as_deref(), route: self.route })?;
+        let text =
+            contents(&Target { address: &address, vm: &vm.name, user: self.user.as_deref(), route: self.route })?;
         match &self.output {
             None if context.output.is_json() => context.output.value(&serde_json::json!({ "rdp": text }), String::new),
-            None => print!("{text}"),
+            None => context.output.text(&text),
             Some(file) => {
-                std::fs::write(file, &text)
-                    .map_err(|error| Problem::new(Code::Internal, format!("cannot write {}: {error}", file.display())))?;
+                std::fs::write(file, &text).map_err(|error| {
+                    Problem::new(Code::Internal, format!("cannot write {}: {error}", file.display()))
+                })?;
                 let file = file.display().to_string();
                 context.output.value(&serde_json::json!({ "file": file }), || format!("written to {file}"));
             }
@@ -137,15 +139,19 @@ const SETTINGS: [&str; 10] = [
 fn reachable(status: &ServiceStatus) -> Result<SocketAddr, Problem> {
     let addresses = status.listening.iter().filter_map(|text| text.parse::<SocketAddr>().ok());
     let best = addresses.min_by_key(|address| {
-        (address.ip().is_unspecified(), address.ip().is_loopback(), address.is_ipv6(), address.port() != DEFAULT_PORTS[0])
+        (
+            address.ip().is_unspecified(),
+            address.ip().is_loopback(),
+            address.is_ipv6(),
+            address.port() != DEFAULT_PORTS[0],
+        )
     });
     match best {
         Some(address) if !address.ip().is_unspecified() => Ok(address),
-        Some(SocketAddr::V4(_) | SocketAddr::V6(_)) => Err(Problem::new(
-            Code::Invalid,
-            "the gateway listens on every address of this host",
-        )
-        .hint("say by which one clients reach it, with --address")),
+        Some(SocketAddr::V4(_) | SocketAddr::V6(_)) => {
+            Err(Problem::new(Code::Invalid, "the gateway listens on every address of this host")
+                .hint("say by which one clients reach it, with --address"))
+        }
         None => Err(Problem::new(Code::Conflict, "the gateway listens nowhere")),
     }
 }

@@ -1,6 +1,5 @@
 //! `fanlight serve`.
 
-use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use super::Context;
 use crate::config::{Listen, Nla};
 use crate::logging::{self, LogFormat};
 use crate::problem::{Code, Problem};
-use crate::service::Service;
+use crate::service::{self, Service};
 
 /// Threads that run tasks: sockets and framing are light work, so more would only cost memory.
 const FEWEST_WORKERS: usize = 2;
@@ -75,10 +74,7 @@ impl Serve {
         logging::start(self.log_format);
         service_runtime()?.block_on(async {
             let stop = StopSignals::new()?;
-            let service = Service::start(config).await?;
-            announce(&service, context);
-            stop.wait().await;
-            service.stop().await;
+            service::run(config, |service| announce(service, context), stop.wait()).await?;
             Ok(ExitCode::SUCCESS)
         })
     }
@@ -109,36 +105,38 @@ pub(super) fn service_runtime() -> Result<Runtime, Problem> {
 
 fn announce(service: &Service, context: &Context) {
     let listening: Vec<_> = service.listening().list().iter().map(ToString::to_string).collect();
-    let json = serde_json::json!({
-        "listening": listening,
-        "fingerprint": service.fingerprint().to_string(),
-        "state": context.state.path(),
-        "pid": std::process::id(),
-    });
-    if context.output.is_json() {
+    let text = if context.output.is_json() {
         // One line, so that a program can wait for it.
-        let _ = writeln!(std::io::stdout(), "{json}");
+        let value = serde_json::json!({
+            "listening": listening,
+            "fingerprint": service.fingerprint().to_string(),
+            "state": context.state.path(),
+            "pid": std::process::id(),
+        });
+        format!("{value}\n")
     } else {
-        let _ = writeln!(
-            std::io::stdout(),
-            "listening    {}\ncertificate  sha256:{}\nstate        {}",
-            listening.join(", "),
-            service.fingerprint(),
-            context.state.path().display()
-        );
-    }
+        let (fingerprint, state) = (service.fingerprint(), context.state.path().display());
+        format!("listening    {}\ncertificate  sha256:{fingerprint}\nstate        {state}\n", listening.join(", "))
+    };
+    context.output.text(&text);
 }
 
-/// SIGINT and SIGTERM. Heard from construction on, so that none is lost while the gateway starts.
+/// SIGINT, SIGTERM and, unless it is ignored (nohup), SIGHUP. Heard from construction on, so that none is lost while
+/// the gateway starts.
 pub(super) struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
+    hangup: Option<Signal>,
 }
 
 impl StopSignals {
     pub(super) fn new() -> Result<Self, Problem> {
         let listen = |kind| signal(kind).map_err(|error| Problem::new(Code::Internal, error));
-        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+        Ok(Self {
+            hangup: if hangup_is_ignored() { None } else { Some(listen(SignalKind::hangup())?) },
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
     }
 
     /// Waits for the first; the second one, should stopping hang, ends the program at once.
@@ -152,10 +150,24 @@ impl StopSignals {
     }
 
     async fn next(&mut self) -> &'static str {
-        // Both are only waiting: the loser has lost nothing.
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        // All are only waiting: the losers have lost nothing.
         tokio::select! {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
+            _ = hangup => "SIGHUP",
         }
     }
+}
+
+/// Whether whoever started this wants it to outlive the terminal.
+fn hangup_is_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 != 0)
 }

@@ -9,6 +9,8 @@ use super::output::age;
 use crate::problem::Problem;
 use crate::sessions::{SessionId, SessionInfo};
 
+const HEADER: &[&str] = &["ID", "USER", "VM", "FROM", "CLIENT", "SINCE", "PICTURES", "SENT", "DELAY"];
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Session {
     List(List),
@@ -33,7 +35,7 @@ impl Session {
         match self {
             Self::List(_) => {
                 let sessions: Vec<SessionInfo> = context.client.get("/v1/sessions").await?;
-                context.output.table(&sessions, &["ID", "USER", "VM", "FROM", "CLIENT", "SINCE"], sessions.iter().map(row).collect());
+                context.output.table(&sessions, HEADER, sessions.iter().map(row).collect());
             }
             Self::End(End { id }) => {
                 context.client.delete(&format!("/v1/sessions/{id}")).await?;
@@ -52,5 +54,8 @@ fn row(session: &SessionInfo) -> Vec<super::output::Cell> {
         session.peer.to_string().into(),
         session.client.as_str().into(),
         age(session.since).into(),
+        session.stats.frames.to_string().into(),
+        format!("{} KiB", session.stats.graphics_bytes >> 10).into(),
+        format!("{} us", session.stats.damage_to_socket_us.p50).into(),
     ]
 }

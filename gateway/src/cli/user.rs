@@ -27,7 +27,9 @@ pub(super) enum User {
 /// Asks for the password on a terminal; otherwise the first line of standard input is the password. It works
 /// whether the service runs or not.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  fanlight user add anna\n  fanlight user add bob --vm web01 --vm web02 < password-file")]
+#[command(
+    after_help = "Examples:\n  fanlight user add anna\n  fanlight user add bob --vm web01 --vm web02 < password-file"
+)]
 pub(super) struct Add {
     /// Name: letters, digits, `.`, `-` and `_`
     name: String,

@@ -94,6 +94,14 @@ impl Patience {
 mod tests {
     use super::*;
 
+    impl Lockout<u64> {
+        fn fail_often(&mut self, now: Instant, key: u64) {
+            for _ in 0..8 {
+                self.failed(now, key);
+            }
+        }
+    }
+
     #[test]
     fn the_wait_starts_late_and_doubles() {
         let (mut lockout, start) = (Lockout::new(Patience::NETWORK), Instant::now());
@@ -114,10 +122,10 @@ mod tests {
     #[test]
     fn the_right_password_and_time_both_forgive() {
         let (mut lockout, start) = (Lockout::new(Patience::NETWORK), Instant::now());
-        (0..8).for_each(|_| drop(lockout.failed(start, 1)));
+        lockout.fail_often(start, 1);
         lockout.succeeded(&1);
         assert_eq!(lockout.failed(start, 1), None);
-        (0..8).for_each(|_| drop(lockout.failed(start, 2)));
+        lockout.fail_often(start, 2);
         assert_eq!(lockout.failed(start + MEMORY, 2), None);
     }
 

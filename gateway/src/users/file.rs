@@ -35,7 +35,10 @@ pub(super) fn decode(path: &Path, text: &str) -> Result<Vec<User>, String> {
         let line = error.span().map_or(1, |span| text.get(..span.start).unwrap_or(text).matches('\n').count() + 1);
         format!("{}:{line}: {}", path.display(), error.message())
     })?;
-    file.user.into_iter().map(|entry| entry.decode().map_err(|reason| format!("{}: {reason}", path.display()))).collect()
+    file.user
+        .into_iter()
+        .map(|entry| entry.decode().map_err(|reason| format!("{}: {reason}", path.display())))
+        .collect()
 }
 
 pub(super) fn encode<'a>(users: impl Iterator<Item = &'a User>) -> Result<String, toml::ser::Error> {
@@ -74,8 +77,10 @@ fn to_hex(bytes: &[u8]) -> String {
 }
 
 fn from_hex(text: &str) -> Option<[u8; 16]> {
-    let digits: Vec<u8> = text.chars().map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok())).collect::<Option<_>>()?;
-    let bytes: Vec<u8> = digits.chunks_exact(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect();
+    let digits: Vec<u8> =
+        text.chars().map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok())).collect::<Option<_>>()?;
+    let bytes: Vec<u8> =
+        digits.chunks_exact(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect();
     (digits.len() == 32).then_some(bytes)?.try_into().ok()
 }
 
@@ -92,7 +97,11 @@ mod tests {
                 secret: Secret::new("one", Keep::NtHashToo).unwrap(),
                 vms: VmRights::Only(["web01".to_owned()].into()),
             },
-            User { name: "bob".parse().unwrap(), secret: Secret::new("two", Keep::Argon2Only).unwrap(), vms: VmRights::All },
+            User {
+                name: "bob".parse().unwrap(),
+                secret: Secret::new("two", Keep::Argon2Only).unwrap(),
+                vms: VmRights::All,
+            },
         ];
         let text = encode(users.iter()).unwrap();
         assert_eq!(decode(Path::new("users.toml"), &text).unwrap(), users);
@@ -110,7 +119,10 @@ mod tests {
         ];
         for text in table {
             let error = decode(Path::new("users.toml"), &text).unwrap_err();
-            assert!(error.starts_with("users.toml:") && !error.contains("secret") && !error.contains("c2Fs"), "{error}");
+            assert!(
+                error.starts_with("users.toml:") && !error.contains("secret") && !error.contains("c2Fs"),
+                "{error}"
+            );
         }
     }
 

@@ -167,7 +167,8 @@ impl Users {
         let mut book = Book::clone(&self.book());
         edit(&mut book)?;
         let unwritable = |source| UsersError::Unwritable { file: self.path.to_path_buf(), source };
-        let text = file::encode(book.values().map(AsRef::as_ref)).map_err(|error| unwritable(io::Error::other(error)))?;
+        let text =
+            file::encode(book.values().map(AsRef::as_ref)).map_err(|error| unwritable(io::Error::other(error)))?;
         write_atomically(&self.path, 0o600, text.as_bytes()).map_err(unwritable)?;
         self.book.send_replace(Arc::new(book));
         Ok(())
