@@ -90,18 +90,19 @@ impl Monitor {
     /// the moves. After the size changed, the monitor must have been restarted first.
     pub(super) fn take(&mut self, scrolling: Scrolling, moves: &mut Vec<Move>, boxes: &mut Vec<Rect>) -> &Shadow {
         let mut damage = std::mem::take(&mut self.damage);
-        match self.shadow.look(&*self.scanout, &damage) {
-            Change::Small => self.shadow.take_kept(),
-            Change::Large => {
-                if scrolling == Scrolling::Search {
+        match scrolling {
+            Scrolling::Ignore => self.shadow.take_from(&*self.scanout, &damage),
+            Scrolling::Search => match self.shadow.look(&*self.scanout, &damage) {
+                Change::Small => self.shadow.take_kept(),
+                Change::Large => {
                     moves.extend(scroll::find(&self.shadow));
+                    for found in moves.iter() {
+                        self.shadow.copy_rows(found.from, found.to_y);
+                        damage.add(found.target());
+                    }
+                    self.shadow.take_from(&*self.scanout, &damage);
                 }
-                for found in moves.iter() {
-                    self.shadow.copy_rows(found.from, found.to_y);
-                    damage.add(found.target());
-                }
-                self.shadow.take_from(&*self.scanout, &damage);
-            }
+            },
         }
         for rect in std::mem::take(&mut self.refresh).rects() {
             self.shadow.reload(&*self.scanout, *rect);

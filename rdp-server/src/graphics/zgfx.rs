@@ -321,7 +321,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+        #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn every_message_arrives_as_it_was_sent(
             messages in proptest::collection::vec((0_usize..200_000, any::<u64>()), 1..12),
