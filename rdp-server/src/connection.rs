@@ -202,8 +202,8 @@ impl Connection {
     pub fn disconnect(&mut self, farewell: Farewell) {
         // Whether or not the client announced that it shows reasons: FreeRDP does the one without the other.
         let info = match farewell {
-            Farewell::ServerShutdown => ErrorInfo::ProtocolIndependentCode(ProtocolIndependentCode::ServerShutdown),
-            Farewell::EndedByAdministrator => {
+            // Not SERVER_SHUTDOWN (0x19), which FreeRDP shows as an unknown error.
+            Farewell::ServerShutdown | Farewell::EndedByAdministrator => {
                 ErrorInfo::ProtocolIndependentCode(ProtocolIndependentCode::RpcInitiatedDisconnect)
             }
             Farewell::NotAllowed => {

@@ -1,5 +1,6 @@
 //! Clients of ill will: they are let go in time, cost little, and keep nobody else out.
 
+use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -35,12 +36,15 @@ const LOGIN: u64 = 60;
 /// What a slow client does, and how many seconds it has for that.
 type Slowness = (&'static str, u64, fn(SocketAddr, Duration) -> Result<Closed>);
 
-const SLOW: [Slowness; 9] = [
+const SLOW: [Slowness; 11] = [
     ("says nothing", FIRST_BYTES, |address, limit| wire::drip(wire::connect(address)?, &[], limit)),
-    ("sends its request byte by byte", REQUEST, |address, limit| {
+    // What it speaks is not told by the few bytes that it sends in the time for the first ones.
+    ("sends its request byte by byte", FIRST_BYTES, |address, limit| {
         wire::drip(wire::connect(address)?, &request(), limit)
     }),
-    ("sends a blob byte by byte", REQUEST, |address, limit| wire::drip(wire::connect(address)?, &blob(), limit)),
+    ("sends a blob byte by byte", FIRST_BYTES, |address, limit| wire::drip(wire::connect(address)?, &blob(), limit)),
+    ("begins its request and goes on byte by byte", REQUEST, |address, limit| drip_after(&request(), address, limit)),
+    ("begins a blob and goes on byte by byte", REQUEST, |address, limit| drip_after(&blob(), address, limit)),
     ("says nothing after its request", TLS, |address, limit| wire::drip(requested(address)?, &[], limit)),
     ("begins TLS byte by byte", TLS, |address, limit| wire::drip(requested(address)?, &tls_record(), limit)),
     ("says nothing in TLS", LOGIN, |address, limit| wire::drip(tls::open(address, protocol::SSL)?, &[], limit)),
@@ -185,6 +189,14 @@ fn gateway() -> Result<(Gateway, Person)> {
 
 fn request() -> Vec<u8> {
     wire::connection_request(protocol::SSL | protocol::HYBRID, "somebody")
+}
+
+/// The first bytes at once, which tell what the client speaks, and the rest byte by byte.
+fn drip_after(bytes: &[u8], address: SocketAddr, limit: Duration) -> Result<Closed> {
+    let mut stream = wire::connect(address)?;
+    let (first, rest) = bytes.split_at(12);
+    stream.write_all(first)?;
+    wire::drip(stream, rest, limit)
 }
 
 /// A connection whose request was granted: TLS comes next.

@@ -126,7 +126,8 @@ fn a_gateway_that_stops_says_so(_: &World) -> Result<()> {
     ensure!(status.success(), "the gateway ended with {status}");
     for client in &mut clients {
         let end = client.wait_for_end()?;
-        ensure!(end.errors.iter().any(|error| error == "ERRINFO_SERVER_SHUTDOWN"), "the client ended with {end:?}");
+        let told = end.errors.iter().any(|error| error == "ERRINFO_RPC_INITIATED_DISCONNECT");
+        ensure!(told, "the client ended with {end:?}");
     }
     rustix::process::test_kill_process(qemu).context("the guest is gone with the gateway")?;
     gateway.start_again()?;

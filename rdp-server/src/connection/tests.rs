@@ -138,7 +138,7 @@ fn a_farewell_is_a_reason_and_an_ultimatum() {
     let mut connection = connection(false);
     connection.poll_output();
     connection.disconnect(Farewell::ServerShutdown);
-    assert!(connection.poll_output().is_some_and(|pdu| pdu.windows(4).any(|bytes| bytes == [0x19, 0, 0, 0])));
+    assert!(connection.poll_output().is_some_and(|pdu| pdu.windows(4).any(|bytes| bytes == [0x01, 0, 0, 0])));
     assert_eq!(connection.poll_output(), Some(mcs::encode_disconnect().unwrap()));
 }
 
