@@ -20,7 +20,7 @@ use zbus::{Connection, Fd, Message, MessageStream, Variant};
 
 use super::Display;
 use super::dbus::{CONSOLE, KEYBOARD, MOUSE, PROPERTIES, console_path, next_message, socket_pair};
-use super::input::{InputState, Pump};
+use super::input::{GuestRoom, InputState, Pump};
 use super::listener;
 use crate::engine::{Qmp, QmpError};
 
@@ -50,13 +50,13 @@ pub(crate) struct Link {
 
 impl Link {
     /// Connects `display` to the QEMU behind `qmp`.
-    pub(crate) async fn attach(qmp: &Qmp, display: &Arc<Display>) -> Result<Self, LinkError> {
+    pub(crate) async fn attach(qmp: &Arc<Qmp>, display: &Arc<Display>) -> Result<Self, LinkError> {
         let link = async {
             let (ours, theirs) = socket_pair()?;
             qmp.execute_with_fd("getfd", json!({ "fdname": "display" }), theirs.as_fd()).await?;
             qmp.execute("add_client", json!({ "protocol": "@dbus-display", "fdname": "display" })).await?;
             drop(theirs);
-            Self::connect(ours, display).await
+            Self::connect(ours, display, Some(GuestRoom::new(qmp.clone()))).await
         };
         tokio::time::timeout(ATTACH_DEADLINE, link).await.map_err(|_| LinkError::TimedOut)?
     }
@@ -65,6 +65,7 @@ impl Link {
     pub(super) async fn connect(
         socket: std::os::unix::net::UnixStream,
         display: &Arc<Display>,
+        guest: Option<GuestRoom>,
     ) -> Result<Self, LinkError> {
         let main = zbus::connection::Builder::unix_stream(socket).p2p().build_message_stream().await?;
         let connection = Connection::from(&main);
@@ -79,7 +80,7 @@ impl Link {
         read_properties(&connection, &input).await?;
         display.queue.open(true);
         let monitor = display.monitors[0].clone();
-        link.tasks.spawn(Pump::new(connection, display.queue.clone(), input, monitor).run());
+        link.tasks.spawn(Pump::new(connection, display.queue.clone(), input, monitor, guest).run());
         Ok(link)
     }
 

@@ -17,6 +17,11 @@ mod monitor;
 mod pixel;
 mod surface;
 
+#[cfg(test)]
+mod fake_qemu;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use console::{KeyEvent, LockKeys, PointerEvent, Scanout, Size};
@@ -94,7 +99,7 @@ impl Console {
         self.display.queue.send_key(event)
     }
 
-    /// Something happened on the pointer; positions are this screen's pixels.
+    /// Something happened on the pointer, of which a VM has one; positions are pixels of its first screen.
     ///
     /// # Errors
     ///

@@ -6,6 +6,10 @@ use crate::definition::{Accelerator, Boot, Definition, Disk, DiskBus, DiskFormat
 
 /// The name QMP knows the primary display device by.
 pub(crate) const DISPLAY_DEVICE: &str = "gpu0";
+/// And the keyboard.
+pub(crate) const KEYBOARD_DEVICE: &str = "keyboard0";
+/// And the tablet.
+pub(crate) const TABLET_DEVICE: &str = "tablet0";
 
 /// What a start adds to the definition.
 #[derive(Debug, Clone)]
@@ -82,9 +86,9 @@ impl Arguments {
     }
 
     fn devices(&mut self, definition: &Definition) {
-        self.device("virtio-keyboard-pci,id=keyboard0");
+        self.device(format!("virtio-keyboard-pci,id={KEYBOARD_DEVICE}"));
         // virtio-multitouch is left out: beside it the tablet takes the touch screen's BTN_TOUCH (QEMU 10.0).
-        self.device("virtio-tablet-pci,id=tablet0");
+        self.device(format!("virtio-tablet-pci,id={TABLET_DEVICE}"));
         self.device("qemu-xhci,id=usb0,p2=8,p3=8");
         self.device("virtio-serial-pci,id=serial0");
         self.device("virtio-balloon-pci,id=balloon0,deflate-on-oom=on");

@@ -10,7 +10,7 @@ mod process;
 mod qmp;
 mod runtime_folder;
 
-pub(crate) use command_line::{DISPLAY_DEVICE, Launch, arguments, cpu};
+pub(crate) use command_line::{DISPLAY_DEVICE, KEYBOARD_DEVICE, Launch, TABLET_DEVICE, arguments, cpu};
 pub(crate) use process::{Exit, Process};
 pub(crate) use qmp::{Event, Qmp, QmpError};
 pub(crate) use runtime_folder::{Leftover, RuntimeFolder};

@@ -16,6 +16,10 @@ use tokio::net::UnixStream;
 const QMP_SOCKET: &str = "qmp.sock";
 const PID: &str = "pid";
 const LOG: &str = "qemu.log";
+/// Longest log that is kept.
+const MAX_LOG: u64 = 4 * 1024 * 1024;
+/// Longest note of a process.
+const MAX_PID: u64 = 4096;
 /// How much of the end of the log is looked at.
 const LOG_TAIL: u64 = 8 * 1024;
 
@@ -94,9 +98,19 @@ impl RuntimeFolder {
         all[all.len().saturating_sub(lines)..].join("; ")
     }
 
+    /// Empties a log that a guest has made QEMU fill.
+    pub(crate) fn trim_log(&self) {
+        let path = self.path.join(LOG);
+        if fs::metadata(&path).is_ok_and(|data| data.len() > MAX_LOG)
+            && let Err(error) = File::options().write(true).open(&path).and_then(|log| log.set_len(0))
+        {
+            tracing::warn!(file = %path.display(), %error, "cannot empty a log that has grown too long");
+        }
+    }
+
     /// The QEMU that was started last, unless it was ended in order or before the host was started over.
     pub(crate) fn stamp(&self) -> Option<ProcessStamp> {
-        let text = fs::read_to_string(self.pid_file()).ok()?;
+        let text = self.read_pid()?;
         let (boot, stat) = text.split_once('\n')?;
         (boot == boot_id().ok()?).then_some(())?;
         ProcessStamp::parse(stat)
@@ -104,7 +118,7 @@ impl RuntimeFolder {
 
     /// Whether a QEMU was started here and not ended in order: since the host was started, or before.
     pub(crate) fn leftover(&self) -> Option<Leftover> {
-        let text = fs::read_to_string(self.pid_file()).ok()?;
+        let text = self.read_pid()?;
         let same_boot = boot_id().is_ok_and(|boot| text.lines().next() == Some(boot.as_str()));
         Some(if same_boot { Leftover::ThisBoot } else { Leftover::EarlierBoot })
     }
@@ -118,6 +132,12 @@ impl RuntimeFolder {
                 tracing::warn!(file = %self.path.join(name).display(), %error, "cannot remove a runtime file");
             }
         }
+    }
+
+    fn read_pid(&self) -> Option<String> {
+        let mut text = String::new();
+        File::open(self.pid_file()).ok()?.take(MAX_PID).read_to_string(&mut text).ok()?;
+        Some(text)
     }
 
     fn socket_path(&self) -> PathBuf {

@@ -43,6 +43,11 @@ impl Keyboard {
         self.locks = lights;
     }
 
+    /// Whether a key is down.
+    pub(super) fn is_any_down(&self) -> bool {
+        !self.pressed.is_empty()
+    }
+
     fn key(&mut self, scancode: Scancode, state: KeyState, actions: &mut Vec<Action>) {
         let Some(key) = qemu_key(scancode) else { return };
         if key == NUM_LOCK && self.is_second_half_of_pause(state) {

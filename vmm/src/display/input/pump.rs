@@ -4,11 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use console::{KeyEvent, KeyState, LockKeys};
+use tokio::time::{Instant, sleep_until};
 use zbus::Connection;
 use zbus::message::Message;
 
 use super::Action;
+use super::guest_room::GuestRoom;
 use super::keyboard::Keyboard;
+use super::pace::Pace;
 use super::pointer::{Pointer, PointerMode};
 use super::queue::{InputEvent, SharedQueue};
 use crate::display::dbus::{KEYBOARD, MOUSE, call_without_answer, console_path};
@@ -62,6 +65,9 @@ pub(crate) struct Pump {
     path: String,
     keyboard: Keyboard,
     pointer: Pointer,
+    pace: Pace,
+    /// None when there is no telling.
+    guest: Option<GuestRoom>,
     last_lights: u32,
     unanswered: usize,
 }
@@ -72,6 +78,7 @@ impl Pump {
         queue: Arc<SharedQueue>,
         state: Arc<InputState>,
         monitor: Arc<Monitor>,
+        guest: Option<GuestRoom>,
     ) -> Self {
         Self {
             connection,
@@ -81,6 +88,8 @@ impl Pump {
             path: console_path(0),
             keyboard: Keyboard::default(),
             pointer: Pointer::default(),
+            pace: Pace::new(Instant::now()),
+            guest,
             last_lights: 0,
             unanswered: 0,
         }
@@ -88,15 +97,46 @@ impl Pump {
 
     /// Runs until the connection ends.
     pub(crate) async fn run(mut self) -> zbus::Result<()> {
+        let mut actions = Vec::new();
         loop {
-            let events = self.queue.take().await;
+            let event = self.queue.take().await;
+            self.wait_for_drivers().await;
             self.note_lights();
-            let mut actions = Vec::new();
-            for event in events {
+            self.translate(event, &mut actions);
+            while actions.len() < self.allowed()
+                && let Some(event) = self.queue.try_take()
+            {
                 self.translate(event, &mut actions);
             }
             self.send(&actions).await?;
+            self.pace.spend(u32::try_from(actions.len()).unwrap_or(u32::MAX), Instant::now());
+            actions.clear();
+            // What comes while the pace is kept can still join what waits.
+            self.keep_pace().await;
         }
+    }
+
+    fn allowed(&self) -> usize {
+        self.pace.allowed(Instant::now()) as usize
+    }
+
+    async fn wait_for_drivers(&mut self) {
+        let has_tablet = self.state.mode() == PointerMode::Absolute;
+        if let Some(guest) = &mut self.guest {
+            guest.wait_for_drivers(has_tablet).await;
+        }
+    }
+
+    async fn keep_pace(&mut self) {
+        // A person never spends a whole burst; whoever does is not in a hurry. But a key that is down comes up in time,
+        // or the guest repeats it.
+        if self.allowed() == 0
+            && !self.keyboard.is_any_down()
+            && let Some(guest) = &mut self.guest
+        {
+            guest.wait().await;
+        }
+        sleep_until(self.pace.next()).await;
     }
 
     fn note_lights(&mut self) {

@@ -68,13 +68,18 @@ impl SharedQueue {
         self.emptied.notify_waiters();
     }
 
-    /// Takes everything that waits, and waits for something. Cancel safe.
-    pub(super) async fn take(&self) -> VecDeque<InputEvent> {
+    /// Takes the first that waits, if one does.
+    pub(super) fn try_take(&self) -> Option<InputEvent> {
+        let event = self.lock().events.pop_front()?;
+        self.emptied.notify_waiters();
+        Some(event)
+    }
+
+    /// Takes the first that waits, and waits for it. Cancel safe.
+    pub(super) async fn take(&self) -> InputEvent {
         loop {
-            let events = std::mem::take(&mut self.lock().events);
-            if !events.is_empty() {
-                self.emptied.notify_waiters();
-                return events;
+            if let Some(event) = self.try_take() {
+                return event;
             }
             self.filled.notified().await;
         }
@@ -194,7 +199,7 @@ mod tests {
                     if leaves {
                         queue.open(false);
                     } else {
-                        assert_eq!(queue.take().await.len(), CAPACITY);
+                        assert_eq!(queue.take().await, key(1));
                     }
                 }
             );
