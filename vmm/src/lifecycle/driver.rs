@@ -274,7 +274,6 @@ impl Driver {
         let Some(machine) = &self.machine else { return Err(Trouble::Refused("there is no QEMU".into())) };
         match machine.command(command).await {
             Ok(()) => {
-                self.disk_failure = None;
                 self.look().await;
                 Ok(())
             }
@@ -343,14 +342,21 @@ impl Driver {
     async fn recover(&mut self) {
         let deadline = self.host.config.deadlines.command;
         let Some(machine) = &mut self.machine else { return };
-        match machine.connect(deadline).await {
-            Ok(()) => {
-                self.look().await;
-                self.name_accelerator().await;
-                self.attach_if_missing().await;
-            }
-            Err(reason) => self.enter(VmState::Failed, Some(reason)),
+        if let Err(reason) = machine.connect(deadline).await {
+            self.enter(VmState::Failed, Some(reason));
+            return;
         }
+        self.look().await;
+        self.name_accelerator().await;
+        self.attach_if_missing().await;
+    }
+
+    /// Whether a QEMU that did not answer still does not. It is not waited for long: who asks for it to be switched off
+    /// is heard in between.
+    async fn still_hangs(&mut self) -> bool {
+        let Some(machine) = &mut self.machine else { return false };
+        let answers = async { machine.connect(RETRY_AFTER).await.is_ok() && machine.run_state().await.is_ok() };
+        !timeout(RETRY_AFTER, answers).await.unwrap_or(false)
     }
 
     /// Asks the QEMU that an earlier gateway started how its processors are run.
@@ -412,10 +418,14 @@ impl Driver {
     async fn look(&mut self) {
         let Some(machine) = &self.machine else { return };
         match machine.run_state().await {
-            Ok(RunState::Running) => self.enter(VmState::Running, None),
-            Ok(RunState::Paused(why)) => {
-                let why = self.disk_failure.clone().or_else(|| why.map(Into::into));
-                self.enter(VmState::Paused, why);
+            Ok(RunState::Running) => {
+                self.disk_failure = None;
+                self.enter(VmState::Running, None);
+            }
+            Ok(RunState::Paused(why)) => self.enter(VmState::Paused, why.map(Into::into)),
+            Ok(RunState::DiskFailed) => {
+                let why = self.disk_failure.clone().unwrap_or_else(|| "a disk failed".into());
+                self.enter(VmState::Paused, Some(why));
             }
             Ok(RunState::ShutDown) => {
                 let ended = self.power_off(Some("the guest shut down".into())).await;
@@ -463,15 +473,17 @@ impl Driver {
 
     /// Sees whether QEMU still answers; one that had stopped may have come back.
     async fn heartbeat(&mut self) {
-        if self.status.borrow().state == VmState::Failed {
-            // It is not kept waiting for: who asks for it to be switched off has the driver's ear soon.
-            let _ = timeout(RETRY_AFTER, self.recover()).await;
+        let failed = self.status.borrow().state == VmState::Failed;
+        let until_next = if self.machine.is_some() && failed && self.still_hangs().await {
+            2 * RETRY_AFTER
         } else {
             self.recover().await;
-        }
-        let failed = self.machine.is_some() && self.status.borrow().state == VmState::Failed;
-        let until_next = if failed { 2 * RETRY_AFTER } else { self.host.config.deadlines.heartbeat };
+            self.host.config.deadlines.heartbeat
+        };
         self.next_heartbeat = Instant::now() + until_next;
+        if let Some(machine) = &self.machine {
+            machine.trim_log();
+        }
     }
 
     fn end_overdue_shutdowns(&mut self, now: Instant) {

@@ -29,7 +29,7 @@ pub(super) struct Machine {
 
 #[derive(Debug)]
 struct Monitor {
-    qmp: Qmp,
+    qmp: Arc<Qmp>,
     events: mpsc::Receiver<Event>,
 }
 
@@ -52,6 +52,8 @@ pub(super) enum RunState {
     Running,
     /// They stand still, for the reason given if it is not that somebody asked for it.
     Paused(Option<&'static str>),
+    /// They stand still because a disk failed; an event says which and how.
+    DiskFailed,
     /// The guest has shut down.
     ShutDown,
     /// QEMU cannot go on with this guest.
@@ -103,7 +105,7 @@ impl Machine {
         let (qmp, events) = opened
             .map_err(|_| format!("QEMU's monitor did not answer within {} s", deadline.as_secs_f32()))?
             .map_err(|error| error.to_string())?;
-        self.monitor = Some(Monitor { qmp, events });
+        self.monitor = Some(Monitor { qmp: Arc::new(qmp), events });
         Ok(())
     }
 
@@ -113,6 +115,11 @@ impl Machine {
 
     pub(super) fn has_display(&self) -> bool {
         self.link.is_some()
+    }
+
+    /// Keeps what it says from filling the host's disk.
+    pub(super) fn trim_log(&self) {
+        self.folder.trim_log();
     }
 
     /// Shows its pictures on `display` from now on.
@@ -241,7 +248,7 @@ impl RunState {
                 Self::Paused(None)
             }
             "prelaunch" => Self::Paused(Some("it has not begun to run")),
-            "io-error" => Self::Paused(Some("a disk failed")),
+            "io-error" => Self::DiskFailed,
             "guest-panicked" => Self::Paused(Some("the guest panicked; its screen is kept until a reset or power off")),
             "watchdog" => Self::Paused(Some("the guest's watchdog ran out")),
             "shutdown" => Self::ShutDown,
@@ -263,6 +270,6 @@ mod tests {
         assert_eq!(RunState::from_qmp("paused"), RunState::Paused(None));
         assert_eq!(RunState::from_qmp("shutdown"), RunState::ShutDown);
         assert_eq!(RunState::from_qmp("internal-error"), RunState::Broken);
-        assert!(matches!(RunState::from_qmp("io-error"), RunState::Paused(Some(_))));
+        assert_eq!(RunState::from_qmp("io-error"), RunState::DiskFailed);
     }
 }
