@@ -5,13 +5,13 @@
 //!           └──▶ Console, Viewer ◀── display (D-Bus, shared pictures) ◀──┘
 //! ```
 //!
-//! * [`definition`]: a VM as a TOML file,
-//! * [`host`]: all VMs; takes back QEMUs that outlived the gateway,
-//! * [`vm`]: the handle everybody else uses,
-//! * [`lifecycle`]: states, requests, and the one task per VM that changes anything,
-//! * [`engine`]: QEMU's command line as a value, its process, its monitor protocol,
-//! * [`accelerator`]: whether KVM really works here,
-//! * [`display`]: pictures and cursors out of QEMU, keys and pointers into it.
+//! * `definition`: a VM as a TOML file,
+//! * `host`: all VMs; takes back QEMUs that outlived the gateway,
+//! * `vm`: the handle everybody else uses,
+//! * `lifecycle`: states, requests, and the one task per VM that changes anything,
+//! * `engine`: QEMU's command line as a value, its process, its monitor protocol,
+//! * `accelerator`: whether KVM really works here,
+//! * `display`: pictures and cursors out of QEMU, keys and pointers into it.
 //!
 //! Nothing here knows RDP; what passes to and from a remote desktop are the nouns of `console`.
 
