@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use vmm::{Accelerator, Boot, Deadlines, Definition, Disk, DiskBus, DiskFormat, VmState};
 
-use crate::kit::{TestHost, firmware, is_alive, lit, reaches, sees, signal, soon};
+use crate::kit::{TestHost, console_guest, firmware, is_alive, reaches, sees, shell, signal, soon, types};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_qemu_that_is_killed_is_a_failure_with_a_reason_and_starts_again() {
@@ -16,7 +16,7 @@ async fn a_qemu_that_is_killed_is_a_failure_with_a_reason_and_starts_again() {
     vm.start().await.expect("starts");
     other.start().await.expect("starts");
     let mut viewer = vm.console().viewer();
-    sees(&mut viewer, "text", |_, pixels| lit(pixels) > 500).await;
+    sees(&mut viewer, "text", |_, picture| picture.has_text()).await;
     signal(vm.status().pid.expect("a process"), Signal::KILL);
     let status = reaches(&vm, VmState::Failed).await;
     assert_eq!(status.reason.as_deref(), Some("QEMU ended by signal 9 (killed)"));
@@ -24,7 +24,7 @@ async fn a_qemu_that_is_killed_is_a_failure_with_a_reason_and_starts_again() {
     sees(&mut viewer, "darkness", |update, _| update.scanout.is_none()).await;
     assert_eq!(other.status().state, VmState::Running);
     vm.start().await.expect("starts again");
-    sees(&mut viewer, "text again", |_, pixels| lit(pixels) > 500).await;
+    sees(&mut viewer, "text again", |_, picture| picture.has_text()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -70,7 +70,7 @@ async fn a_gateway_that_finds_a_hanging_qemu_opens_and_gets_it_back() {
     host.vm("fine").start().await.expect("others go on");
     signal(pid, Signal::CONT);
     reaches(&vm, VmState::Running).await;
-    sees(&mut vm.console().viewer(), "text", |_, pixels| lit(pixels) > 500).await;
+    sees(&mut vm.console().viewer(), "text", |_, picture| picture.has_text()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -140,7 +140,7 @@ async fn auto_takes_what_works_here() {
     vm.start().await.expect("starts with whatever works");
     let report = vm.status().accelerator.expect("started");
     assert_eq!(report, host.host().probe_accelerator().await);
-    sees(&mut vm.console().viewer(), "text", |_, pixels| lit(pixels) > 500).await;
+    sees(&mut vm.console().viewer(), "text", |_, picture| picture.has_text()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -168,4 +168,59 @@ async fn a_runtime_folder_that_cannot_be_used_is_a_failure_with_a_reason() {
     vm.start().await.expect("starts");
     let mode = fs::metadata(&folder).expect("there").permissions().mode();
     assert_eq!(mode & 0o777, 0o700);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_runtime_folder_is_a_failure_with_a_reason() {
+    let host = TestHost::new().await;
+    let (vm, other) = (host.firmware_vm("full").await, host.firmware_vm("other").await);
+    let folder = host.config.runtime.join(vm.uuid().to_string());
+    fs::create_dir_all(&folder).expect("created");
+    // The first thing that a start writes there finds no room.
+    std::os::unix::fs::symlink("/dev/full", folder.join("pid")).expect("linked");
+    let error = vm.start().await.expect_err("no room").to_string();
+    assert!(error.starts_with("cannot start this VM: QEMU ended with exit code"), "{error}");
+    assert!(error.contains("I/O error") || error.contains("No space left"), "{error}");
+    assert_eq!(vm.status().state, VmState::Failed);
+    other.start().await.expect("others go on");
+    vm.start().await.expect("the link is gone, so there is room");
+}
+
+/// Stands in for QEMU: the same, but no disk takes a byte more.
+const FULL_DISK_QEMU: &str = r#"#!/bin/sh
+left=$#
+while [ $left -gt 0 ]; do
+    argument=$(printf %s "$1" | sed 's|"file":{"driver":"file","filename":"\([^"]*\)"}|"file":{"driver":"blkdebug","inject-error":[{"event":"none","iotype":"write","errno":28,"once":false}],"image":{"driver":"file","filename":"\1"}}|')
+    shift
+    set -- "$@" "$argument"
+    left=$((left - 1))
+done
+exec qemu-system-x86_64 "$@"
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_pauses_its_vm_and_says_so() {
+    let mut host = TestHost::new().await;
+    let (qemu, image) = (host.folder().join("qemu"), host.folder().join("disk.raw"));
+    fs::write(&qemu, FULL_DISK_QEMU).expect("written");
+    fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).expect("executable");
+    fs::File::create(&image).and_then(|file| file.set_len(1 << 20)).expect("an image");
+    host.config.qemu = Some(qemu);
+    host.reopen().await;
+    let disk = Disk { path: image, format: DiskFormat::Raw, bus: DiskBus::Virtio, readonly: false, cdrom: false };
+    let vm = host.host().create(Definition { disks: vec![disk], ..console_guest("full") }).await.expect("created");
+    let other = host.firmware_vm("other").await;
+    vm.start().await.expect("starts");
+    other.start().await.expect("starts");
+    shell(&vm.console()).await;
+    types(&vm.console(), "until [ -b /dev/vda ]; do :; done; cat /proc/version >/dev/vda; sync\n").await;
+    let full = "a write of disk image0 failed: No space left on device";
+    assert_eq!(reaches(&vm, VmState::Paused).await.reason.as_deref(), Some(full));
+    assert_eq!(other.status().state, VmState::Running);
+    let mut watch = vm.watch();
+    watch.mark_unchanged();
+    vm.resume().await.expect("it may try again");
+    soon("the disk is still full", watch.wait_for(|status| status.reason.is_some())).await.expect("lives");
+    assert_eq!(reaches(&vm, VmState::Paused).await.reason.as_deref(), Some(full));
+    vm.power_off().await.expect("switches off");
 }

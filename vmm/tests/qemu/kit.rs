@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use console::{DisplayUpdate, Rect, Scanout, Size};
+use console::{DisplayUpdate, KeyEvent, KeyState, Scanout, Size};
 use rustix::process::{Pid, Signal, kill_process};
 use uuid::Uuid;
-use vmm::{Accelerator, Boot, Definition, Host, HostConfig, Network, Status, Viewer, Vm, VmState};
+use vmm::{Accelerator, Boot, Console, Definition, Host, HostConfig, Network, Status, Viewer, Vm, VmState};
 
 /// How long anything may take that must happen; slow machines are slow.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -132,31 +132,121 @@ pub(crate) async fn reaches(vm: &Vm, state: VmState) -> Status {
         .clone()
 }
 
-/// Looks until `enough` says so of a picture, and returns what was seen last.
-pub(crate) async fn sees(viewer: &mut Viewer, what: &str, mut enough: impl FnMut(&DisplayUpdate, &[u8]) -> bool) {
-    soon(what, async {
+/// Looks until `enough` says so of a picture; when it never does, the last picture is kept as a file.
+pub(crate) async fn sees(viewer: &mut Viewer, what: &str, mut enough: impl FnMut(&DisplayUpdate, &Picture) -> bool) {
+    let mut picture = Picture::default();
+    let look = async {
         loop {
             viewer.changed().await;
             let update = viewer.take();
-            let pixels = update.scanout.as_deref().map(pixels).unwrap_or_default();
-            if enough(&update, &pixels) {
+            picture = update.scanout.as_deref().map(Picture::of).unwrap_or_default();
+            if enough(&update, &picture) {
                 return;
             }
+        }
+    };
+    if tokio::time::timeout(PATIENCE, look).await.is_err() {
+        panic!("{what}: not within {PATIENCE:?}; {}", picture.keep());
+    }
+}
+
+/// Types on the US layout.
+pub(crate) async fn types(console: &Console, text: &str) {
+    for unit in text.encode_utf16() {
+        send(console, KeyEvent::Unicode { unit, state: KeyState::Pressed }).await;
+    }
+}
+
+/// Sends a key as a session does: when there is no room, it waits.
+pub(crate) async fn send(console: &Console, event: KeyEvent) {
+    while console.send_key(event).is_err() {
+        soon("room for input", console.input_room()).await;
+    }
+}
+
+/// Waits until the guest's shell answers.
+pub(crate) async fn shell(console: &Console) {
+    let mut viewer = console.viewer();
+    soon("a shell", async {
+        let mut answers = false;
+        while !answers {
+            // Until it answers, it is asked again; a guest that is not there yet forgets.
+            types(console, "\n").await;
+            let seen = sees(&mut viewer, "prompts", |_, picture| prompts(picture) >= 3);
+            answers = tokio::time::timeout(Duration::from_secs(1), seen).await.is_ok();
         }
     })
     .await;
 }
 
-/// All pixels of a picture, four bytes each.
-pub(crate) fn pixels(scanout: &dyn Scanout) -> Vec<u8> {
-    let Size { width, height } = scanout.size();
-    let mut pixels = vec![0; width as usize * height as usize * 4];
-    scanout.copy_rect(Rect::new(0, 0, width, height), &mut pixels, width as usize * 4);
-    pixels
+/// How many lines with the same text follow each other, on a screen with lines of 16 pixels.
+fn prompts(picture: &Picture) -> usize {
+    let lines: Vec<&[u8]> = picture.pixels.chunks_exact((picture.size.width as usize * 64).max(1)).collect();
+    let same = |line: &&[u8]| lines.iter().filter(|other| other == &line).count();
+    lines.iter().filter(|line| lit(line) > 100).map(same).max().unwrap_or(0)
+}
+
+/// The most characters of a kind in a row, on a screen of 8 × 16 cells.
+pub(crate) fn longest_run(picture: &Picture) -> usize {
+    let stride = picture.size.width as usize * 4;
+    let cell = |row: usize, column: usize| -> Vec<u8> {
+        let start = |line: usize| (row * 16 + line) * stride + column * 32;
+        (0..16).flat_map(|line| picture.pixels[start(line)..][..32].iter().copied()).collect()
+    };
+    let (rows, columns) = (picture.size.height as usize / 16, picture.size.width as usize / 8);
+    let runs = (0..rows).map(|row| {
+        let (mut longest, mut run, mut last) = (0, 0, Vec::new());
+        for column in 0..columns {
+            let this = cell(row, column);
+            run = if this == last { run + 1 } else { 1 };
+            // An 'm' has many lit pixels; blanks and dashes do not count.
+            if lit(&this) > 25 {
+                longest = longest.max(run);
+            }
+            last = this;
+        }
+        longest
+    });
+    runs.max().unwrap_or(0)
+}
+
+/// A copy of what a screen showed.
+#[derive(Default)]
+pub(crate) struct Picture {
+    pub(crate) size: Size,
+    /// Four bytes each, rows without gaps.
+    pub(crate) pixels: Vec<u8>,
+}
+
+impl Picture {
+    fn of(scanout: &dyn Scanout) -> Self {
+        let size = scanout.size();
+        let stride = size.width as usize * 4;
+        let mut pixels = vec![0; stride * size.height as usize];
+        scanout.copy_rect(size.rect(), &mut pixels, stride);
+        Self { size, pixels }
+    }
+
+    /// Writes it as a file that every viewer of pictures opens, and says where.
+    fn keep(&self) -> String {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("fanlight-vmm-{}-{number}.ppm", std::process::id()));
+        let mut file = format!("P6 {} {} 255\n", self.size.width, self.size.height).into_bytes();
+        file.extend(self.pixels.chunks(4).flat_map(|pixel| [pixel[2], pixel[1], pixel[0]]));
+        match fs::write(&path, file) {
+            Ok(()) => format!("the screen is in {}", path.display()),
+            Err(error) => format!("the screen cannot be kept: {error}"),
+        }
+    }
+
+    /// Whether there is more on it than a cursor and a few words.
+    pub(crate) fn has_text(&self) -> bool {
+        lit(&self.pixels) > 500
+    }
 }
 
 /// How many pixels are not black.
-pub(crate) fn lit(pixels: &[u8]) -> usize {
+fn lit(pixels: &[u8]) -> usize {
     pixels.chunks(4).filter(|pixel| pixel[..3].iter().any(|colour| *colour > 64)).count()
 }
 

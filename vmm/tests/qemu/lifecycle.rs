@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::Value;
 use vmm::{HostError, RequestError, VmState};
 
-use crate::kit::{TestHost, console_guest, is_alive, lit, reaches, sees, soon};
+use crate::kit::{TestHost, console_guest, is_alive, reaches, sees, shell, soon};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vm_is_started_paused_resumed_reset_and_switched_off() {
@@ -49,9 +49,7 @@ async fn a_guest_shuts_down_when_asked_and_is_waited_for() {
     let host = TestHost::new().await;
     let vm = host.host().create(console_guest("guest")).await.expect("created");
     vm.start().await.expect("starts");
-    let mut viewer = vm.console().viewer();
-    // The shell is there when the screen has lines of text and its init can take the power button.
-    sees(&mut viewer, "the shell", |_, pixels| lit(pixels) > 2000).await;
+    shell(&vm.console()).await;
     let asked = async {
         loop {
             // Before its button's driver is there, a guest does not hear it.
@@ -64,8 +62,8 @@ async fn a_guest_shuts_down_when_asked_and_is_waited_for() {
         }
     };
     soon("the guest goes down", asked).await.expect("shuts down");
-    let status = vm.status();
-    assert_eq!((status.state, status.reason.as_deref()), (VmState::Stopped, Some("the guest shut down")));
+    let status = reaches(&vm, VmState::Stopped).await;
+    assert_eq!(status.reason.as_deref(), Some("the guest shut down"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -75,14 +73,14 @@ async fn another_gateway_takes_the_same_qemu_back() {
     vm.start().await.expect("starts");
     let pid = vm.status().pid;
     let mut viewer = vm.console().viewer();
-    sees(&mut viewer, "the firmware", |_, pixels| lit(pixels) > 500).await;
+    sees(&mut viewer, "the firmware", |_, picture| picture.has_text()).await;
     drop((vm, viewer));
     host.reopen().await;
     let vm = host.vm("KEPT");
     let status = vm.status();
     assert_eq!((status.state, status.pid), (VmState::Running, pid));
     assert_eq!(status.accelerator.expect("asked for").accelerator, vmm::Accelerator::Tcg);
-    sees(&mut vm.console().viewer(), "the firmware again", |_, pixels| lit(pixels) > 500).await;
+    sees(&mut vm.console().viewer(), "the firmware again", |_, picture| picture.has_text()).await;
     vm.pause().await.expect("its monitor answers");
     drop(vm);
     host.reopen().await;
@@ -118,7 +116,7 @@ async fn two_vms_live_side_by_side() {
     second.expect("starts");
     a.power_off().await.expect("switches off");
     assert_eq!(b.status().state, VmState::Running);
-    sees(&mut b.console().viewer(), "the firmware", |_, pixels| lit(pixels) > 500).await;
+    sees(&mut b.console().viewer(), "the firmware", |_, picture| picture.has_text()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
