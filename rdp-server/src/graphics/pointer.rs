@@ -110,7 +110,7 @@ impl Pointer {
         let mut out = Vec::new();
         match &wanted.shape {
             _ if wanted.hidden => self.show_system(Shown::Hidden, UpdateCode::HiddenPointer, &mut out),
-            Some(shape) if self.slot_count() > 0 => self.show_shape(shape, &mut out),
+            Some(shape) if self.slot_count() > 0 && is_whole(shape) => self.show_shape(shape, &mut out),
             _ => self.show_system(Shown::Default, UpdateCode::DefaultPointer, &mut out),
         }
         if let Some(position) = wanted.position.filter(|position| self.is_news(now, *position)) {
@@ -203,6 +203,11 @@ impl Pointer {
                 && (at.x.abs_diff(position.x) > SAME_PLACE || at.y.abs_diff(position.y) > SAME_PLACE)
         })
     }
+}
+
+/// Whether a shape has as many pixels as its size says.
+fn is_whole(shape: &CursorShape) -> bool {
+    !shape.size.is_empty() && u64::try_from(shape.bgra.len()) == Ok(shape.size.rect().area() * 4)
 }
 
 fn write(code: UpdateCode, attribute: &impl Encode, out: &mut Vec<u8>) {

@@ -146,6 +146,13 @@ fn clients_without_alpha_get_opaque_pixels_and_holes() {
 }
 
 #[test]
+fn a_shape_without_its_pixels_is_not_shown() {
+    let mut pointer = Pointer::new(SUPPORT, 1 << 20);
+    let shape = CursorShape { size: Size::new(3, 3), hotspot: Point::default(), bgra: vec![1; 35] };
+    assert_eq!(poll(&mut pointer, cursor(&Arc::new(shape))), []);
+}
+
+#[test]
 fn clients_without_any_pointer_cache_keep_their_arrow() {
     let mut pointer = Pointer::new(PointerSupport { cache_size: 0, color_cache_size: 0, max_side: 32 }, 1 << 20);
     assert_eq!(poll(&mut pointer, cursor(&shape(Size::new(8, 8), 0))), []);
