@@ -137,7 +137,11 @@ async fn accelerator(host: &Host) -> Check {
         "VMs run, with their processors translated in software: about ten times slower"
     };
     let check = Check::new("accelerator", level, format!("{}: {}", report.accelerator, report.why), meaning);
-    if kvm { check } else { check.mend("a machine with /dev/kvm, and the right to open it (group kvm)") }
+    if kvm {
+        check
+    } else {
+        check.mend("switch virtualisation on in the firmware, and see that /dev/kvm can be opened (group kvm)")
+    }
 }
 
 async fn disk_images() -> Check {

@@ -15,7 +15,7 @@ use rustix::net::sockopt::{self, set_ipv6_v6only};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use crate::config::Listen;
@@ -31,6 +31,8 @@ const BACKLOG: u32 = 1024;
 /// Pause after an accept that failed for want of something; doubles up to the longest.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Time between two warnings that connections cannot be accepted.
+const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 /// Time between two tries to open an address that could not be opened.
 const REOPEN: Duration = Duration::from_secs(10);
 /// A client that vanished without a word is noticed after about two minutes.
@@ -170,6 +172,7 @@ fn bind(wanted: &Listen, address: SocketAddr) -> io::Result<TcpListener> {
 
 async fn accept(listener: TcpListener, context: Arc<SessionContext>) {
     let mut pause = SHORTEST_PAUSE;
+    let mut warned: Option<Instant> = None;
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
@@ -181,8 +184,9 @@ async fn accept(listener: TcpListener, context: Arc<SessionContext>) {
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 let relieved = context.door.relieve();
-                if pause == SHORTEST_PAUSE || pause == LONGEST_PAUSE {
+                if warned.is_none_or(|at| at.elapsed() > WARNING_INTERVAL) {
                     warn!(%error, relieved, "cannot accept connections");
+                    warned = Some(Instant::now());
                 }
                 sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
