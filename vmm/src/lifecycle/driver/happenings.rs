@@ -1,0 +1,215 @@
+//! What happens by itself: QEMU's doings, and the passing of time.
+
+use serde_json::json;
+use tokio::time::{Instant, timeout};
+
+use super::{Driver, RETRY_AFTER, Trouble, VmState};
+use crate::accelerator::AcceleratorReport;
+use crate::definition::Accelerator;
+use crate::engine::{Event, Exit, Leftover, QmpError, RuntimeFolder};
+use crate::lifecycle::machine::{Happening, Machine, RunState};
+use crate::lifecycle::state::{Request, RequestError};
+
+impl Driver {
+    /// Finds out what became of the VM while there was no gateway.
+    pub(super) async fn take_back(&mut self) {
+        let Ok(folder) = RuntimeFolder::open(&self.runtime) else { return };
+        match Machine::find(folder, self.host.config.deadlines) {
+            Ok(Ok(machine)) => {
+                self.status.send_modify(|status| status.pid = Some(machine.pid()));
+                self.machine = Some(machine);
+                self.recover().await;
+                let status = self.status.borrow();
+                tracing::info!(pid = status.pid, state = %status.state, "taken back");
+            }
+            Ok(Err(folder)) => self.note_leftover(&folder),
+            Err(error) => self.enter(VmState::Failed, Some(format!("cannot look for its QEMU: {error}"))),
+        }
+    }
+
+    /// There is no QEMU; was there one the last time?
+    fn note_leftover(&mut self, folder: &RuntimeFolder) {
+        let leftover = folder.leftover();
+        let said = folder.log_tail(3);
+        folder.forget_process();
+        match leftover {
+            None => self.enter(VmState::Stopped, None),
+            Some(Leftover::EarlierBoot) => {
+                self.enter(VmState::Stopped, Some("the host was started over while it was on".into()));
+            }
+            Some(Leftover::ThisBoot) => {
+                let reason = format!("QEMU ended while no gateway was there. {said}");
+                self.enter(VmState::Failed, Some(reason.trim().into()));
+            }
+        }
+    }
+
+    /// Gets a QEMU to answer that does not, or not yet.
+    async fn recover(&mut self) {
+        let deadline = self.host.config.deadlines.command;
+        let Some(machine) = &mut self.machine else { return };
+        if let Err(reason) = machine.connect(deadline).await {
+            self.enter(VmState::Failed, Some(reason));
+            return;
+        }
+        self.look().await;
+        self.name_accelerator().await;
+        self.attach_if_missing().await;
+    }
+
+    /// Whether a QEMU that did not answer still does not. It is not waited for long: who asks for it to be switched off
+    /// is heard in between.
+    async fn still_hangs(&mut self) -> bool {
+        let Some(machine) = &mut self.machine else { return false };
+        let answers = async { machine.connect(RETRY_AFTER).await.is_ok() && machine.run_state().await.is_ok() };
+        !timeout(RETRY_AFTER, answers).await.unwrap_or(false)
+    }
+
+    /// Asks the QEMU that an earlier gateway started how its processors are run.
+    async fn name_accelerator(&self) {
+        if self.status.borrow().accelerator.is_some() {
+            return;
+        }
+        let Some(machine) = &self.machine else { return };
+        let Ok(kvm) = machine.execute("query-kvm", json!({})).await else { return };
+        let accelerator = if kvm["enabled"] == true { Accelerator::Kvm } else { Accelerator::Tcg };
+        let report = AcceleratorReport { accelerator, why: "it was started with it".into() };
+        self.status.send_modify(|status| status.accelerator = Some(report));
+    }
+
+    pub(super) async fn handle_happening(&mut self, happening: Happening) {
+        match happening {
+            Happening::Event(event) => self.handle_event(&event).await,
+            // Not at once: most often the process is about to end, and a monitor that closes again and again must not
+            // keep us busy.
+            Happening::MonitorLost => self.next_heartbeat = Instant::now() + RETRY_AFTER,
+            Happening::DisplayLost => {
+                if let Some(machine) = &mut self.machine {
+                    machine.detach().await;
+                }
+                self.next_attach = Some(Instant::now() + RETRY_AFTER);
+            }
+            Happening::Ended(exit) => self.handle_end(exit).await,
+        }
+    }
+
+    async fn handle_event(&mut self, event: &Event) {
+        tracing::debug!(event = event.name, data = %event.data, "QEMU");
+        match event.name.as_str() {
+            "BLOCK_IO_ERROR" if event.data["action"] == "stop" => {
+                let text = |key: &str| event.data[key].as_str().unwrap_or("?").to_owned();
+                let failure =
+                    format!("a {} of disk {} failed: {}", text("operation"), text("node-name"), text("reason"));
+                self.disk_failure = Some(failure);
+                self.look().await;
+            }
+            "STOP" | "RESUME" | "SHUTDOWN" | "GUEST_PANICKED" | "RESET" | "WATCHDOG" => self.look().await,
+            _ => {
+                if self.machine.as_ref().is_some_and(Machine::take_missed_events) {
+                    self.look().await;
+                }
+            }
+        }
+    }
+
+    async fn handle_end(&mut self, exit: Exit) {
+        let Some(machine) = self.machine.take() else { return };
+        let reason = machine.obituary(exit);
+        machine.bury().await;
+        tracing::warn!(reason, "QEMU ended");
+        self.enter(VmState::Failed, Some(reason));
+    }
+
+    /// Makes the state what QEMU says it is.
+    pub(super) async fn look(&mut self) {
+        let Some(machine) = &self.machine else { return };
+        match machine.run_state().await {
+            Ok(RunState::Running) => {
+                self.disk_failure = None;
+                self.enter(VmState::Running, None);
+            }
+            Ok(RunState::Paused(why)) => self.enter(VmState::Paused, why.map(Into::into)),
+            Ok(RunState::DiskFailed) => {
+                let why = self.disk_failure.clone().unwrap_or_else(|| "a disk failed".into());
+                self.enter(VmState::Paused, Some(why));
+            }
+            Ok(RunState::ShutDown) => {
+                let ended = self.power_off(Some("the guest shut down".into())).await;
+                self.fail_on(ended);
+            }
+            Ok(RunState::Broken) => self.give_up().await,
+            // The process has ended too, or the connection is found closed: what is to be said comes from there.
+            Err(QmpError::Closed) => {}
+            Err(error) => self.enter(VmState::Failed, Some(error.to_string())),
+        }
+    }
+
+    /// QEMU's accelerator met what it cannot do.
+    async fn give_up(&mut self) {
+        let Some(machine) = self.machine.take() else { return };
+        let ended = machine.end_by_force().await.map(drop).map_err(Trouble::Failed);
+        self.enter(VmState::Failed, Some("QEMU met an internal error and cannot run this guest further".into()));
+        self.fail_on(ended);
+    }
+
+    fn fail_on(&mut self, done: Result<(), Trouble>) {
+        if let Err(Trouble::Failed(reason) | Trouble::Refused(reason)) = done {
+            self.enter(VmState::Failed, Some(reason));
+        }
+    }
+
+    pub(super) fn next_timer(&self) -> Instant {
+        let shutdowns = self.shutdowns.iter().map(|(_, deadline)| *deadline);
+        shutdowns.chain(self.next_attach).fold(self.next_heartbeat, Instant::min)
+    }
+
+    pub(super) async fn handle_timer(&mut self) {
+        let now = Instant::now();
+        self.end_overdue_shutdowns(now);
+        if self.next_attach.is_some_and(|at| at <= now) {
+            self.next_attach = None;
+            self.attach_if_missing().await;
+        }
+        if self.next_heartbeat <= now {
+            self.heartbeat().await;
+        }
+    }
+
+    /// Sees whether QEMU still answers; one that had stopped may have come back.
+    async fn heartbeat(&mut self) {
+        let failed = self.status.borrow().state == VmState::Failed;
+        let until_next = if self.machine.is_some() && failed && self.still_hangs().await {
+            2 * RETRY_AFTER
+        } else {
+            self.recover().await;
+            self.host.config.deadlines.heartbeat
+        };
+        self.next_heartbeat = Instant::now() + until_next;
+        if let Some(machine) = &self.machine {
+            machine.trim_log();
+        }
+    }
+
+    fn end_overdue_shutdowns(&mut self, now: Instant) {
+        let limit = self.host.config.deadlines.guest_shutdown.as_secs();
+        for (reply, _) in self.shutdowns.extract_if(.., |(_, deadline)| *deadline <= now) {
+            let reason = format!("the guest did not go down within {limit} s");
+            let _ = reply.send(Err(RequestError::Failed { request: Request::Shutdown, reason }));
+        }
+    }
+
+    async fn attach_if_missing(&mut self) {
+        if self.machine.as_ref().is_some_and(|machine| !machine.has_display()) {
+            self.attach().await;
+        }
+    }
+
+    /// Connects the display. A VM without one still runs: it is tried again.
+    pub(super) async fn attach(&mut self) {
+        let Some(machine) = &mut self.machine else { return };
+        if let Err(reason) = machine.attach(&self.display).await {
+            tracing::warn!(reason, "the display cannot be reached");
+            self.next_attach = Some(Instant::now() + RETRY_AFTER);
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The one task that changes a VM.
+//!
+//! Here is its loop and its state; `requests` has what others ask, `watch` what happens by itself.
+
+mod happenings;
+mod requests;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+
+use super::machine::Machine;
+use super::request_queue::{Process, RequestId, RequestQueue, Step};
+use super::state::{Request, RequestError, Status, VmState};
+use crate::definition::Definition;
+use crate::display::Display;
+use crate::host::HostShared;
+
+/// How soon a display or a monitor that was lost, or a QEMU that does not answer, is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// What a handle of a VM asks its driver.
+#[derive(Debug)]
+pub(crate) enum Message {
+    Request { request: Request, reply: Reply },
+    Screendump { path: PathBuf, reply: oneshot::Sender<Result<(), String>> },
+}
+
+type Reply = oneshot::Sender<Result<(), RequestError>>;
+
+/// Why a request was not carried out.
+enum Trouble {
+    /// The VM is as it was.
+    Refused(String),
+    /// The VM has failed over it.
+    Failed(String),
+}
+
+/// A VM's driver.
+pub(crate) struct Driver {
+    host: Arc<HostShared>,
+    definition: Arc<Definition>,
+    /// The file the definition is in.
+    file: PathBuf,
+    runtime: PathBuf,
+    display: Arc<Display>,
+    messages: mpsc::Receiver<Message>,
+    status: watch::Sender<Status>,
+    queue: RequestQueue,
+    replies: HashMap<RequestId, Reply>,
+    next_id: u64,
+    /// Who waits for the guest to go down, and until when.
+    shutdowns: Vec<(Reply, Instant)>,
+    machine: Option<Machine>,
+    /// What a disk said before the processors stopped.
+    disk_failure: Option<String>,
+    next_heartbeat: Instant,
+    next_attach: Option<Instant>,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        host: Arc<HostShared>,
+        definition: Arc<Definition>,
+        file: PathBuf,
+        display: Arc<Display>,
+        messages: mpsc::Receiver<Message>,
+        status: watch::Sender<Status>,
+    ) -> Self {
+        let runtime = host.config.runtime.join(definition.uuid.to_string());
+        let state = status.borrow().state;
+        let next_heartbeat = Instant::now() + host.config.deadlines.heartbeat;
+        Self {
+            host,
+            definition,
+            file,
+            runtime,
+            display,
+            messages,
+            status,
+            queue: RequestQueue::new(state, Process::None),
+            replies: HashMap::new(),
+            next_id: 0,
+            shutdowns: Vec::new(),
+            machine: None,
+            disk_failure: None,
+            next_heartbeat,
+            next_attach: None,
+        }
+    }
+
+    /// Takes back a QEMU that still runs, says so on `ready`, and drives the VM until its last handle is gone.
+    /// QEMU goes on then.
+    pub(crate) async fn run(mut self, ready: oneshot::Sender<()>) {
+        self.take_back().await;
+        // Nobody need wait for it.
+        let _ = ready.send(());
+        while self.step().await {}
+        if let Some(machine) = &mut self.machine {
+            machine.detach().await;
+        }
+    }
+
+    /// One thing that happens; `false` when nobody will ever ask again.
+    async fn step(&mut self) -> bool {
+        self.carry_out_requests().await;
+        let timer = self.next_timer();
+        let happening = async {
+            match &mut self.machine {
+                Some(machine) => machine.happening().await,
+                None => std::future::pending().await,
+            }
+        };
+        // The losers lose nothing: a queue, a machine's events, and a time that stays where it is.
+        tokio::select! {
+            message = self.messages.recv() => match message {
+                Some(message) => self.handle_message(message).await,
+                None => return false,
+            },
+            happening = happening => self.handle_happening(happening).await,
+            () = sleep_until(timer) => self.handle_timer().await,
+        }
+        true
+    }
+
+    async fn handle_message(&mut self, message: Message) {
+        match message {
+            Message::Request { request, reply } => {
+                let id = RequestId(self.next_id);
+                self.next_id += 1;
+                match self.queue.submit(id, request) {
+                    Ok(()) => drop(self.replies.insert(id, reply)),
+                    Err(refusal) => drop(reply.send(Err(refusal.into()))),
+                }
+            }
+            Message::Screendump { path, reply } => {
+                let dumped = self.screendump(&path).await;
+                // The caller may have lost interest.
+                let _ = reply.send(dumped);
+            }
+        }
+    }
+
+    async fn carry_out_requests(&mut self) {
+        // Those that came in while the last was carried out are judged together with it.
+        while let Ok(message) = self.messages.try_recv() {
+            self.handle_message(message).await;
+        }
+        while let Some(step) = self.queue.next() {
+            match step {
+                Step::Refuse(id, refusal) => self.answer(id, Err(refusal.into())),
+                Step::Run(id, request) => {
+                    let done = self.carry_out(id, request).await;
+                    self.finish(id, request, done);
+                }
+            }
+        }
+    }
+
+    async fn carry_out(&mut self, id: RequestId, request: Request) -> Result<(), Trouble> {
+        tracing::debug!(%request, "request");
+        match request {
+            Request::Start => self.start().await,
+            Request::Shutdown => self.shut_down(id).await,
+            Request::PowerOff => self.power_off(None).await,
+            Request::Reset => self.ask_qemu("system_reset").await,
+            Request::Pause => self.ask_qemu("stop").await,
+            Request::Resume => self.ask_qemu("cont").await,
+            Request::Delete => self.delete(),
+        }
+    }
+
+    fn finish(&mut self, id: RequestId, request: Request, done: Result<(), Trouble>) {
+        let answer = match done {
+            Ok(()) => Ok(()),
+            Err(Trouble::Refused(reason)) => Err(RequestError::Failed { request, reason }),
+            Err(Trouble::Failed(reason)) => {
+                self.enter(VmState::Failed, Some(reason.clone()));
+                Err(RequestError::Failed { request, reason })
+            }
+        };
+        let state = self.status.borrow().state;
+        self.queue.finish(state, self.process());
+        self.answer(id, answer);
+    }
+
+    fn answer(&mut self, id: RequestId, answer: Result<(), RequestError>) {
+        // A shutdown that has begun is answered when the guest is down.
+        if let Some(reply) = self.replies.remove(&id) {
+            let _ = reply.send(answer);
+        }
+    }
+
+    fn process(&self) -> Process {
+        if self.machine.is_some() { Process::Alive } else { Process::None }
+    }
+
+    fn enter(&mut self, state: VmState, reason: Option<String>) {
+        let pid = self.machine.as_ref().map(Machine::pid);
+        self.status.send_if_modified(|status| {
+            let same = status.state == state && status.reason == reason && status.pid == pid;
+            if status.state != state {
+                status.since = SystemTime::now();
+            }
+            (status.state, status.reason, status.pid) = (state, reason, pid);
+            !same
+        });
+        if state == VmState::Failed {
+            // A QEMU that is still there may come back.
+            self.next_heartbeat = self.next_heartbeat.min(Instant::now() + RETRY_AFTER);
+        }
+        self.queue.observe(state, self.process());
+        self.answer_shutdowns(state);
+    }
+
+    fn answer_shutdowns(&mut self, state: VmState) {
+        let answer = match state {
+            VmState::Stopped | VmState::Deleted => Ok(()),
+            VmState::Failed => {
+                let reason = self.status.borrow().reason.clone().unwrap_or_default();
+                Err(RequestError::Failed { request: Request::Shutdown, reason })
+            }
+            _ => return,
+        };
+        for (reply, _) in self.shutdowns.drain(..) {
+            let _ = reply.send(answer.clone());
+        }
+    }
+}

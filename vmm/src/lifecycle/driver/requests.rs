@@ -1,0 +1,120 @@
+//! How each request is carried out.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::Path;
+
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{Driver, RequestId, Trouble, VmState};
+use crate::accelerator::AcceleratorReport;
+use crate::definition::{Accelerator, sync_folder};
+use crate::engine::{DISPLAY_DEVICE, Launch, QmpError, RuntimeFolder, arguments};
+use crate::lifecycle::machine::Machine;
+
+impl Driver {
+    pub(super) async fn start(&mut self) -> Result<(), Trouble> {
+        self.enter(VmState::Starting, None);
+        self.disk_failure = None;
+        if let Some(left) = self.machine.take() {
+            left.end_by_force().await.map_err(Trouble::Failed)?;
+        }
+        let report = self.accelerator().await?;
+        self.status.send_modify(|status| status.accelerator = Some(report.clone()));
+        if let Some(missing) = self.definition.missing_files() {
+            return Err(Trouble::Failed(missing));
+        }
+        let folder = RuntimeFolder::create(&self.runtime)
+            .map_err(|error| Trouble::Failed(format!("runtime folder {}: {error}", self.runtime.display())))?;
+        let arguments = arguments(&self.definition, &self.launch(report.accelerator));
+        let machine = Machine::start(&self.host.qemu, &arguments, folder, self.host.config.deadlines).await;
+        let machine = self.machine.insert(machine.map_err(Trouble::Failed)?);
+        self.status.send_modify(|status| status.pid = Some(machine.pid()));
+        self.attach().await;
+        self.run_processors().await?;
+        self.enter(VmState::Running, None);
+        tracing::info!(pid = self.status.borrow().pid, accelerator = %report.accelerator, "started");
+        Ok(())
+    }
+
+    async fn accelerator(&self) -> Result<AcceleratorReport, Trouble> {
+        let asked = |accelerator| AcceleratorReport { accelerator, why: "the definition asks for it".into() };
+        Ok(match self.definition.accelerator {
+            Accelerator::Auto => self.host.probe().await,
+            accelerator => asked(accelerator),
+        })
+    }
+
+    fn launch(&self, accelerator: Accelerator) -> Launch {
+        let is_block_device = |path| fs::metadata(path).is_ok_and(|data| data.file_type().is_block_device());
+        let block_devices = self.definition.disks.iter().map(|disk| is_block_device(&disk.path)).collect();
+        Launch { accelerator, block_devices }
+    }
+
+    /// The last step of a start; a QEMU that cannot even do this is ended.
+    async fn run_processors(&mut self) -> Result<(), Trouble> {
+        let Some(machine) = &self.machine else { return Ok(()) };
+        let Err(error) = machine.command("cont").await else { return Ok(()) };
+        if let Some(machine) = self.machine.take() {
+            machine.end_by_force().await.map_err(Trouble::Failed)?;
+        }
+        Err(Trouble::Failed(error.to_string()))
+    }
+
+    pub(super) async fn shut_down(&mut self, id: RequestId) -> Result<(), Trouble> {
+        self.ask_qemu("system_powerdown").await?;
+        if let Some(reply) = self.replies.remove(&id) {
+            self.shutdowns.push((reply, Instant::now() + self.host.config.deadlines.guest_shutdown));
+        }
+        Ok(())
+    }
+
+    /// Ends QEMU; `reason` is why, when nobody asked for it.
+    pub(super) async fn power_off(&mut self, reason: Option<String>) -> Result<(), Trouble> {
+        let listens = self.status.borrow().state != VmState::Failed;
+        self.enter(VmState::Stopping, None);
+        if let Some(machine) = self.machine.take() {
+            let ended = if listens { machine.end().await } else { machine.end_by_force().await.map(drop) };
+            ended.map_err(Trouble::Failed)?;
+        }
+        self.enter(VmState::Stopped, reason);
+        tracing::info!("stopped");
+        Ok(())
+    }
+
+    /// Has QEMU carry out one command, and notes what it leads to.
+    pub(super) async fn ask_qemu(&mut self, command: &str) -> Result<(), Trouble> {
+        let Some(machine) = &self.machine else { return Err(Trouble::Refused("there is no QEMU".into())) };
+        match machine.command(command).await {
+            Ok(()) => {
+                self.look().await;
+                Ok(())
+            }
+            Err(error @ QmpError::Refused { .. }) => Err(Trouble::Refused(error.to_string())),
+            Err(error) => Err(Trouble::Failed(error.to_string())),
+        }
+    }
+
+    pub(super) fn delete(&mut self) -> Result<(), Trouble> {
+        let removed = |result: io::Result<()>| match result {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Trouble::Refused(error.to_string())),
+            _ => Ok(()),
+        };
+        removed(fs::remove_file(&self.file))?;
+        if let Some(folder) = self.file.parent() {
+            removed(sync_folder(folder))?;
+        }
+        removed(fs::remove_dir_all(&self.runtime))?;
+        self.enter(VmState::Deleted, None);
+        tracing::info!("deleted");
+        Ok(())
+    }
+
+    pub(super) async fn screendump(&self, path: &Path) -> Result<(), String> {
+        let machine = self.machine.as_ref().ok_or("the VM is off")?;
+        let arguments = json!({ "filename": path, "device": DISPLAY_DEVICE, "head": 0, "format": "png" });
+        machine.execute("screendump", arguments).await.map(drop).map_err(|error| error.to_string())
+    }
+}
