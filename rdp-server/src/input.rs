@@ -175,7 +175,8 @@ fn mouse(raw_flags: u16, x: u16, y: u16, each: &mut impl FnMut(InputEvent)) {
     let flags = PointerFlags::from_bits_retain(raw_flags);
     let wheel = flags.intersection(PointerFlags::VERTICAL_WHEEL | PointerFlags::HORIZONTAL_WHEEL);
     if !wheel.is_empty() {
-        let axis = if wheel.contains(PointerFlags::VERTICAL_WHEEL) { WheelAxis::Vertical } else { WheelAxis::Horizontal };
+        let axis =
+            if wheel.contains(PointerFlags::VERTICAL_WHEEL) { WheelAxis::Vertical } else { WheelAxis::Horizontal };
         let units = wheel_units(raw_flags);
         if units != 0 {
             each(InputEvent::Pointer(PointerEvent::Wheel { axis, units }));
@@ -299,10 +300,7 @@ mod tests {
     fn a_button_moves_the_pointer_first() {
         let click = events(&[0x04, 9, 0x20, 0x00, 0x90, 10, 0, 20, 0]);
         let button = PointerEvent::Button { button: PointerButton::Left, state: KeyState::Pressed };
-        assert_eq!(
-            click,
-            [InputEvent::Pointer(PointerEvent::MoveTo { x: 10, y: 20 }), InputEvent::Pointer(button)]
-        );
+        assert_eq!(click, [InputEvent::Pointer(PointerEvent::MoveTo { x: 10, y: 20 }), InputEvent::Pointer(button)]);
     }
 
     #[test]
@@ -316,7 +314,10 @@ mod tests {
 
     #[test]
     fn what_is_cut_off_is_refused() {
-        assert_eq!(decode_fast_path(&[0x08, 4, 0x00, 0x1e], |_| {}), Err(InputError::Truncated { at: 1, announced: 2 }));
+        assert_eq!(
+            decode_fast_path(&[0x08, 4, 0x00, 0x1e], |_| {}),
+            Err(InputError::Truncated { at: 1, announced: 2 })
+        );
         assert_eq!(decode_fast_path(&[0xc4, 4, 0x00, 0x1e], |_| {}), Err(InputError::Encrypted));
         assert_eq!(decode_fast_path(&[0x04, 3, 0xe0], |_| {}), Err(InputError::UnknownEvent(7)));
     }

@@ -7,11 +7,11 @@ pub mod channels;
 pub mod connection;
 pub mod fast_path;
 pub mod front;
+#[doc(hidden)]
+pub mod fuzz_oracle;
 pub mod graphics;
 pub mod input;
 pub mod io;
-#[doc(hidden)]
-pub mod fuzz_oracle;
 #[cfg(test)]
 mod testing;
 

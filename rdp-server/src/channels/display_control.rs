@@ -29,7 +29,8 @@ pub enum DisplayControlError {
 /// The capabilities that open the channel: one monitor of up to 4096 × 4096 pixels.
 #[must_use]
 pub fn capabilities() -> Vec<u8> {
-    let capabilities = DisplayControlCapabilities::new(MAX_MONITORS, 4096, 4096).expect("constant factors are in range");
+    let capabilities =
+        DisplayControlCapabilities::new(MAX_MONITORS, 4096, 4096).expect("constant factors are in range");
     encode_vec(&DisplayControlPdu::from(capabilities)).expect("a constant PDU encodes")
 }
 

@@ -105,7 +105,8 @@ mod tests {
             assert_eq!(out.len(), ENVELOPE_SIZE);
             out.extend_from_slice(&data);
             let decoded: X224<SendDataIndication<'_>> = decode(&out).unwrap();
-            let expected = SendDataIndication { initiator_id: SERVER_USER_ID, channel_id: 1005, user_data: Cow::Owned(data) };
+            let expected =
+                SendDataIndication { initiator_id: SERVER_USER_ID, channel_id: 1005, user_data: Cow::Owned(data) };
             assert_eq!(decoded.0, expected);
         }
     }
