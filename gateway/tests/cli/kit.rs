@@ -16,33 +16,33 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_fanlight");
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A state folder that is gone when the test is.
-pub struct State {
+pub(crate) struct State {
     path: PathBuf,
     base: PathBuf,
 }
 
 /// What a command left behind.
 #[derive(Debug)]
-pub struct Finished {
-    pub code: i32,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Finished {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 /// A running `fanlight serve`; killed when the test ends.
-pub struct Service {
+pub(crate) struct Service {
     child: Child,
     log: PathBuf,
-    pub announced: Value,
+    pub(crate) announced: Value,
 }
 
 impl State {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::at("")
     }
 
     /// A state folder `below` a temporary one.
-    pub fn at(below: &str) -> Self {
+    pub(crate) fn at(below: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let base = std::env::temp_dir().join(format!("fanlight-cli-{}-{number}", std::process::id()));
@@ -51,16 +51,16 @@ impl State {
         Self { path, base }
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Runs a command with these words as arguments.
-    pub fn run(&self, words: &str) -> Finished {
+    pub(crate) fn run(&self, words: &str) -> Finished {
         self.run_with_input(words, "")
     }
 
-    pub fn run_with_input(&self, words: &str, input: &str) -> Finished {
+    pub(crate) fn run_with_input(&self, words: &str, input: &str) -> Finished {
         let mut child =
             self.command(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         // A program that does not want the input has closed the pipe.
@@ -74,23 +74,23 @@ impl State {
     }
 
     /// Runs a command that has to succeed, and reads the JSON it prints.
-    pub fn json(&self, words: &str) -> Value {
+    pub(crate) fn json(&self, words: &str) -> Value {
         let finished = self.run(&format!("{words} --json"));
         assert_eq!(finished.code, 0, "{words}: {finished:?}");
         serde_json::from_str(&finished.stdout).unwrap()
     }
 
-    pub fn add_user(&self, name: &str, password: &str) {
+    pub(crate) fn add_user(&self, name: &str, password: &str) {
         let finished = self.run_with_input(&format!("user add {name}"), &format!("{password}\n"));
         assert_eq!(finished.code, 0, "{finished:?}");
     }
 
     /// Starts a service on a free port of loopback.
-    pub fn serve(&self) -> Service {
+    pub(crate) fn serve(&self) -> Service {
         self.serve_with("--listen 127.0.0.1:0")
     }
 
-    pub fn serve_with(&self, words: &str) -> Service {
+    pub(crate) fn serve_with(&self, words: &str) -> Service {
         let log = self.base.join("log");
         let stderr = File::options().create(true).append(true).open(&log).unwrap();
         let mut child = self
@@ -107,7 +107,7 @@ impl State {
         Service { child, log, announced }
     }
 
-    pub fn command(&self, words: &str) -> Command {
+    pub(crate) fn command(&self, words: &str) -> Command {
         let mut command = Command::new(PROGRAM);
         command.args(words.split_whitespace()).env("FANLIGHT_STATE", &self.path).env_remove("FANLIGHT_LOG");
         command
@@ -121,37 +121,37 @@ impl Drop for State {
 }
 
 impl Service {
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// The address that it listens on.
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.announced["listening"][0].as_str().unwrap().parse().unwrap()
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }
 
     /// Resident memory in KiB.
-    pub fn memory(&self) -> u64 {
+    pub(crate) fn memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.split_whitespace().next().unwrap().parse().unwrap()
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// Waits for the end; the exit code.
-    pub fn wait(&mut self) -> Option<i32> {
+    pub(crate) fn wait(&mut self) -> Option<i32> {
         eventually("the service ends", || self.child.try_wait().unwrap()).code()
     }
 
     /// Stops it as an administrator does.
-    pub fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         self.signal(Signal::TERM);
         assert_eq!(self.wait(), Some(0), "{}", self.log());
     }
@@ -165,7 +165,7 @@ impl Drop for Service {
 }
 
 /// Waits until `look` finds something.
-pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = look() {
