@@ -5,13 +5,13 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use fanlight_tests::client::{Client, SEEN};
 use fanlight_tests::display::Button;
-use fanlight_tests::guest::{Guest, at_prompt};
+use fanlight_tests::guest::Guest;
 use fanlight_tests::keys::keysym;
 use fanlight_tests::text::Screen;
 use fanlight_tests::wait::stays_so;
 
 use crate::harness::journeys;
-use crate::world::{Desk, World, echo_new_word, font, new_word, wait_for_line};
+use crate::world::{Desk, World, echo_new_word, font, interrupt, new_word, wait_for_line};
 
 journeys![
     every_character_can_be_typed,
@@ -91,12 +91,13 @@ fn lock_keys_follow_the_client(world: &World) -> Result<()> {
 
 /// Reads the pointer's device: the time and the zeros after a value are left out.
 const SHOW_EVENTS: &str = "exec 3<$(grep -l Tablet /sys/class/input/event*/device/name | sed 's,/sys/class,/dev,;s,/device.*,,'); \
-     while :; do dd bs=24 count=1 <&3 2>/dev/null | od -An -td2 -j16; done\n";
+     echo ready; while :; do dd bs=24 count=1 <&3 2>/dev/null | od -An -td2 -j16; done\n";
 
 fn buttons_and_wheel_reach_the_guest(world: &World) -> Result<()> {
     world.on_guest(|desk| {
         let client = desk.connect().open()?;
         client.type_text(SHOW_EVENTS)?;
+        client.wait_for_screen(font()?, "the device to be open", |screen| screen.has_line("ready"))?;
         client.move_pointer(200, 300)?;
         wait_for_event(&client, desk.guest, "a move", |[kind, _, _]| kind == 3)?;
         // As in Linux's input-event-codes.h: keys are of type 1, relative axes of type 2; the wheel is axis 8.
@@ -110,10 +111,7 @@ fn buttons_and_wheel_reach_the_guest(world: &World) -> Result<()> {
             client.click(button)?;
             wait_for_event(&client, desk.guest, &format!("{button:?} to be {event:?}"), |seen| seen == event)?;
         }
-        client.press(keysym::CONTROL)?;
-        client.tap(u32::from('c'))?;
-        client.release(keysym::CONTROL)?;
-        client.wait_for_screen(font()?, "the prompt", at_prompt)?;
+        interrupt(&client)?;
         client.close()
     })
 }

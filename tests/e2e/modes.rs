@@ -84,14 +84,13 @@ const ROUTES: &[Route] = &[
         },
     },
     Route {
+        // FreeRDP 3.10 refuses its own `/vmconnect`, with a value and without.
         name: "vmconnect",
-        connect: |desk| desk.connect_as(&desk.person.name).with([format!("/vmconnect:{}", desk.guest.uuid())]),
-    },
-    Route {
-        name: "vmconnect_of_freerdp_2",
         connect: |desk| {
             let connect = desk.connect_as(&desk.person.name).program(Program::FreeRdp2);
-            connect.with([format!("/vmconnect:{}", desk.guest.uuid())])
+            // It overwrites the port of `/v:` with 2179.
+            connect
+                .with([format!("/vmconnect:{}", desk.guest.uuid()), format!("/port:{}", desk.gateway.address().port())])
         },
     },
 ];

@@ -63,12 +63,12 @@ impl Api {
         let mut stream = UnixStream::connect(&self.socket).with_context(what)?;
         stream.set_read_timeout(Some(DEADLINE))?;
         let length = body.len();
-        write!(
-            stream,
+        let request = format!(
             "{method} {path} HTTP/1.1\r\nhost: fanlight\r\nconnection: close\r\n\
              content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
-        )
-        .with_context(what)?;
+        );
+        // In one piece: a server that answers before it has read a body resets the connection.
+        stream.write_all(request.as_bytes()).with_context(what)?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).with_context(what)?;
         body_of(&answer).with_context(what)

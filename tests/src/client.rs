@@ -34,6 +34,7 @@ pub enum Program {
 #[must_use]
 pub struct Connect {
     program: Program,
+    file: Option<PathBuf>,
     /// Where to and as whom, as options.
     logon: Vec<String>,
     size: (u16, u16),
@@ -63,6 +64,7 @@ impl Connect {
     pub fn to(address: SocketAddr, user: &str, password: &str) -> Self {
         Self {
             program: Program::FreeRdp3,
+            file: None,
             logon: vec![format!("/v:{address}"), format!("/u:{user}"), format!("/p:{password}")],
             size: (1280, 800),
             options: Vec::new(),
@@ -73,7 +75,8 @@ impl Connect {
     pub fn by_file(file: &Path, password: &str) -> Self {
         Self {
             program: Program::FreeRdp3,
-            logon: vec![file.display().to_string(), format!("/p:{password}")],
+            file: Some(file.to_owned()),
+            logon: vec![format!("/p:{password}")],
             size: (1280, 800),
             options: Vec::new(),
         }
@@ -139,9 +142,11 @@ impl Connect {
     fn arguments(&self) -> Vec<OsString> {
         let (width, height) = self.size;
         let size = format!("/size:{width}x{height}");
-        let window = [&size, "/cert:ignore", "-decorations", "/window-position:0x0"].map(str::to_owned);
-        let arguments = self.logon.iter().cloned().chain(window).chain(self.options.iter().cloned());
-        arguments.into_iter().map(OsString::from).collect()
+        // With a clipboard it mounts a folder for files, which stays mounted when it is killed.
+        let window = [&size, "/cert:ignore", "-decorations", "/window-position:0x0", "-clipboard"].map(str::to_owned);
+        // A file is only taken in the first place, and a port only after what sets another by default.
+        let options = self.options.iter().cloned().chain(window).chain(self.logon.iter().cloned());
+        self.file.iter().map(OsString::from).chain(options.map(OsString::from)).collect()
     }
 }
 

@@ -184,5 +184,7 @@ impl Guest {
 /// Whether the shell waits for a command.
 #[must_use]
 pub fn at_prompt(screen: &Screen) -> bool {
-    screen.last().starts_with("console:") && screen.last().ends_with('#')
+    let prompt = screen.last().strip_prefix("console:").and_then(|rest| rest.split_once('#'));
+    // The shell asks the terminal where its cursor is; on a busy machine the answer is echoed.
+    prompt.is_some_and(|(_, typed)| typed.is_empty() || typed.starts_with(" ^[[") && typed.ends_with('R'))
 }

@@ -6,12 +6,16 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// How the folder of a run is called, before its process id.
 const PREFIX: &str = "fanlight-e2e-";
+
+/// How long the logs and pictures of a failed run are kept.
+const KEPT: Duration = Duration::from_secs(24 * 3600);
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -32,7 +36,7 @@ pub fn folder(name: &str) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Removes the folders of runs that are gone, and ends the guests they left.
+/// Ends the guests of runs that are gone, and removes their folders once nobody will look at them any more.
 ///
 /// # Errors
 ///
@@ -44,7 +48,9 @@ pub fn clear_leftovers() -> Result<()> {
         let Some(pid) = name.strip_prefix(PREFIX).and_then(|pid| pid.parse::<i32>().ok()) else { continue };
         if !Path::new(&format!("/proc/{pid}")).exists() {
             end_guests(&path);
-            fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            if path.metadata()?.modified()?.elapsed().is_ok_and(|age| age > KEPT) {
+                fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            }
         }
     }
     Ok(())
