@@ -14,6 +14,7 @@ mod sizing;
 pub mod stats;
 mod writer;
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -62,6 +63,7 @@ pub enum SessionError {
 /// What can happen to a session.
 enum Event {
     Frame(Result<Option<Frame>, FrameError>),
+    InputRoom,
     Report(GraphicsReport),
     Told(EndReason),
     WriterEnded(Result<(), WriteError>),
@@ -119,6 +121,8 @@ struct Session<S> {
     reports: mpsc::Receiver<GraphicsReport>,
     handshake: Handshake,
     reactivation: Option<Reactivation>,
+    /// Input that the guest has no room for yet. While there is any, nothing more is read from the client.
+    waiting: VecDeque<InputEvent>,
     ended: bool,
 }
 
@@ -159,6 +163,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
             reports,
             handshake,
             reactivation: None,
+            waiting: VecDeque::new(),
             ended: false,
         }
     }
@@ -179,12 +184,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
                 reason = place.ended() => Event::Told(reason),
                 Some(report) = self.reports.recv() => Event::Report(report),
                 ended = &mut *writing => Event::WriterEnded(ended.unwrap_or_else(|_| Ok(()))),
-                frame = self.reader.next_frame() => Event::Frame(frame),
+                () = self.console.input_room(), if !self.waiting.is_empty() => Event::InputRoom,
+                frame = self.reader.next_frame(), if self.waiting.is_empty() => Event::Frame(frame),
             };
             match event {
                 Event::Frame(Ok(Some(frame))) => self.handle_frame(frame.bytes()).await?,
                 Event::Frame(Ok(None)) => self.ended = true,
                 Event::Frame(Err(error)) => return Err(error.into()),
+                Event::InputRoom => self.pass_input(),
                 Event::Report(report) => self.handle_report(report).await?,
                 Event::Told(reason) => {
                     self.connection.disconnect(farewell(reason));
@@ -208,16 +215,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
 
     async fn handle_client(&mut self, event: ClientEvent) -> Result<(), SessionError> {
         let input = match event {
-            ClientEvent::Input(InputEvent::Key(key)) => {
-                self.send_key(key).await;
-                return Ok(());
-            }
-            ClientEvent::Input(InputEvent::Pointer(pointer)) => {
-                if let PointerEvent::MoveTo { x, y } = pointer {
+            ClientEvent::Input(event) => {
+                if let InputEvent::Pointer(PointerEvent::MoveTo { x, y }) = event {
                     // Only to spare pointer updates: one that is lost costs a few bytes.
                     let _ = self.graphics.try_send(GraphicsInput::PointerAt(Point { x, y }));
                 }
-                self.send_pointer(pointer).await;
+                self.waiting.push_back(event);
+                self.pass_input();
                 return Ok(());
             }
             ClientEvent::Reactivation(pdu) => return self.go_on_reactivating(&pdu).await,
@@ -241,16 +245,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
         Ok(())
     }
 
-    /// A full queue holds the client back: keys and buttons are never dropped.
-    async fn send_key(&mut self, event: KeyEvent) {
-        while self.console.send_key(event).is_err() {
-            self.console.input_room().await;
-        }
-    }
-
-    async fn send_pointer(&mut self, event: PointerEvent) {
-        while self.console.send_pointer(event).is_err() {
-            self.console.input_room().await;
+    /// Passes input on while the guest has room. Nothing is dropped or overtaken: the client waits.
+    fn pass_input(&mut self) {
+        while let Some(event) = self.waiting.front() {
+            let passed = match *event {
+                InputEvent::Key(key) => self.console.send_key(key),
+                InputEvent::Pointer(pointer) => self.console.send_pointer(pointer),
+            };
+            if passed.is_err() {
+                return;
+            }
+            self.waiting.pop_front();
         }
     }
 
@@ -312,7 +317,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
             let _ = tokio::time::timeout(FAREWELL_TIME, self.send_output()).await;
         }
         self.outbox = None;
-        self.send_key(KeyEvent::ReleaseAll).await;
+        while self.console.send_key(KeyEvent::ReleaseAll).is_err() {
+            // A guest that hangs takes no input before it is switched off, and then forgets what was pressed.
+            if tokio::time::timeout(FAREWELL_TIME, self.console.input_room()).await.is_err() {
+                break;
+            }
+        }
     }
 }
 
