@@ -19,9 +19,9 @@ fn fuzz_folder(name: &str) -> PathBuf {
 fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
     let folder = fuzz_folder("seeds").join(target);
     let files = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    let mut files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    let mut files: Vec<_> = files.map(|file| file.expect("a seed has a name").path()).collect();
     files.sort();
-    files.iter().map(|file| (file.display().to_string(), fs::read(file).unwrap())).collect()
+    files.iter().map(|file| (file.display().to_string(), fs::read(file).expect("a seed is readable"))).collect()
 }
 
 fn feed(oracle: Oracle, what: &str, input: &[u8]) {
@@ -60,7 +60,7 @@ macro_rules! smoke {
             let listed: BTreeSet<_> = TARGETS.iter().map(|(name, _)| (*name).to_owned()).collect();
             let names = |folder: &str| -> BTreeSet<String> {
                 let files = fs::read_dir(fuzz_folder(folder)).unwrap();
-                files.map(|file| file.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned()).collect()
+                files.map(|file| file.expect("a seed has a name").path().file_stem().unwrap().to_string_lossy().into_owned()).collect()
             };
             assert_eq!(names("fuzz_targets"), listed);
             assert_eq!(names("seeds"), listed);

@@ -183,7 +183,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
                 biased;
                 reason = place.ended() => Event::Told(reason),
                 Some(report) = self.reports.recv() => Event::Report(report),
-                ended = &mut *writing => Event::WriterEnded(ended.unwrap_or_else(|_| Ok(()))),
+                ended = &mut *writing => Event::WriterEnded(ended.unwrap_or(Ok(()))),
                 () = self.console.input_room(), if !self.waiting.is_empty() => Event::InputRoom,
                 frame = self.reader.next_frame(), if self.waiting.is_empty() => Event::Frame(frame),
             };
