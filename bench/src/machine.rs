@@ -69,6 +69,14 @@ pub(crate) fn memory(pid: u32) -> Result<Memory> {
     Ok(Memory { rss: field("Rss:").context(missing)?, pss: field("Pss:").context(missing)? })
 }
 
+/// The most resident memory that a process ever had, in MB.
+pub(crate) fn peak_memory(pid: u32) -> Result<f64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("a process without memory")?;
+    let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib * 1024.0 / 1e6)
+}
+
 /// One line that says on what the numbers were taken.
 pub(crate) fn describe() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

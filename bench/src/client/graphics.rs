@@ -22,8 +22,6 @@ pub(crate) struct Frame {
     pub(crate) arrived: Instant,
     /// Bytes of its graphics messages, compressed, without the channels' envelopes.
     pub(crate) message_bytes: u64,
-    /// Pixels it drew.
-    pub(crate) pixels: u64,
 }
 
 /// Everything the graphics channel has brought.
@@ -36,7 +34,6 @@ pub(crate) struct Screen {
     message_bytes: u64,
     /// Of it, what belongs to frames that have ended.
     bytes_in_frames: u64,
-    pixels_in_frames: u64,
     arrived: Instant,
 }
 
@@ -57,7 +54,6 @@ impl SharedScreen {
             decoded: 0,
             message_bytes: 0,
             bytes_in_frames: 0,
-            pixels_in_frames: 0,
             arrived: Instant::now(),
         })))
     }
@@ -117,14 +113,8 @@ impl Screen {
 
     fn end_frame(&mut self) {
         self.decoded += 1;
-        let pixels = self.picture.drawn();
-        self.frames.push(Frame {
-            arrived: self.arrived,
-            message_bytes: self.message_bytes - self.bytes_in_frames,
-            pixels: pixels - self.pixels_in_frames,
-        });
+        self.frames.push(Frame { arrived: self.arrived, message_bytes: self.message_bytes - self.bytes_in_frames });
         self.bytes_in_frames = self.message_bytes;
-        self.pixels_in_frames = pixels;
     }
 }
 

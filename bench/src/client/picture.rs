@@ -25,7 +25,6 @@ pub(crate) struct Picture {
     cache: BTreeMap<u16, CacheEntry>,
     clear_codec: ClearCodecDecoder,
     output: Option<u16>,
-    drawn: u64,
 }
 
 struct Surface {
@@ -49,13 +48,7 @@ impl Picture {
             cache: BTreeMap::new(),
             clear_codec: ClearCodecDecoder::new(),
             output: None,
-            drawn: 0,
         }
-    }
-
-    /// Pixels drawn so far.
-    pub(super) fn drawn(&self) -> u64 {
-        self.drawn
     }
 
     /// Width and height of what is on the output.
@@ -92,13 +85,13 @@ impl Picture {
                 let color = &fill.fill_pixel;
                 let pixel = [color.b, color.g, color.r, color.xa];
                 for rectangle in &fill.rectangles {
-                    self.drawn += self.surface(fill.surface_id)?.fill(rectangle, pixel)?;
+                    self.surface(fill.surface_id)?.fill(rectangle, pixel)?;
                 }
             }
             GfxPdu::SurfaceToSurface(copy) => {
                 let from = self.surface(copy.source_surface_id)?.copy(&copy.source_rectangle)?;
                 for point in &copy.destination_points {
-                    self.drawn += self.surface(copy.destination_surface_id)?.put((point.x, point.y), &from)?;
+                    self.surface(copy.destination_surface_id)?.put((point.x, point.y), &from)?;
                 }
             }
             GfxPdu::SurfaceToCache(store) => {
@@ -109,7 +102,7 @@ impl Picture {
                 let entry = self.cache.get(&load.cache_slot).context("an empty cache slot is used")?;
                 let surface = self.surfaces.get_mut(&load.surface_id).context("no such surface")?;
                 for point in &load.destination_points {
-                    self.drawn += surface.put((point.x, point.y), entry)?;
+                    surface.put((point.x, point.y), entry)?;
                 }
             }
             GfxPdu::EvictCacheEntry(evict) => {
@@ -135,7 +128,7 @@ impl Picture {
             (Decode::Pixels, other) => bail!("codec {other:?} is not decoded here"),
         };
         let entry = CacheEntry { width, height, pixels };
-        self.drawn += self.surface(wire.surface_id)?.put((rectangle.left, rectangle.top), &entry)?;
+        self.surface(wire.surface_id)?.put((rectangle.left, rectangle.top), &entry)?;
         Ok(())
     }
 

@@ -1,4 +1,10 @@
 //! What is measured.
 
+pub(crate) mod boot;
 pub(crate) mod codecs;
+pub(crate) mod first_picture;
+pub(crate) mod glyph;
+pub(crate) mod idle;
+pub(crate) mod memory;
 mod page;
+pub(crate) mod stalled;
