@@ -104,11 +104,14 @@ where
     let mut writing = tokio::spawn(writer.run());
     let mut session = Session::start(handshake, vm, outbox, reader);
     let result = session.drive(&mut place, &mut writing).await;
-    session.end(result.is_err()).await;
+    let mut reader = session.end(result.is_err()).await;
     // The queues are closed: the writer sends what is left, and the rest for a stalled client is dropped.
     if !writing.is_finished() && tokio::time::timeout(FAREWELL_TIME, &mut writing).await.is_err() {
         writing.abort();
     }
+    // A socket that is closed with bytes unread is reset, and a reset overtakes the reason that was sent.
+    let silence = async { while let Ok(Some(_)) = reader.next_frame().await {} };
+    let _ = tokio::time::timeout(FAREWELL_TIME, silence).await;
     result
 }
 
@@ -311,7 +314,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
     }
 
     /// Lifts every key and button that may be down, and lets go of the other tasks.
-    async fn end(mut self, misbehaved: bool) {
+    async fn end(mut self, misbehaved: bool) -> FrameReader<S> {
         if misbehaved {
             self.connection.disconnect(Farewell::BadClient);
             let _ = tokio::time::timeout(FAREWELL_TIME, self.send_output()).await;
@@ -323,6 +326,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
                 break;
             }
         }
+        self.reader
     }
 }
 
