@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use fanlight_tests::client::Connect;
 use fanlight_tests::environment::environment;
-use fanlight_tests::guest::at_prompt;
+use fanlight_tests::guest::{BOOT, at_prompt};
 use fanlight_tests::process::Process;
 use fanlight_tests::scratch;
 
@@ -36,7 +36,7 @@ fn the_printed_line_leads_to_a_shell(_: &World) -> Result<()> {
     };
     let address: SocketAddr = value("rdp")?.parse()?;
     let client = Connect::to(address, value("user")?, value("password")?).open()?;
-    client.wait_for_screen(font()?, "the prompt", at_prompt)?;
+    client.wait_for_screen_within(BOOT, font()?, "the prompt", at_prompt)?;
     let word = new_word();
     client.type_text(&format!("echo {word}\n"))?;
     client.wait_for_screen(font()?, &word, |screen| screen.has_line(&word))?;

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use fanlight_tests::gateway::Gateway;
-use fanlight_tests::guest::at_prompt;
+use fanlight_tests::guest::{BOOT, at_prompt};
 use fanlight_tests::picture::Likeness;
 
 use crate::harness::journeys;
@@ -24,10 +24,11 @@ fn a_boot_is_seen_from_a_notice_to_the_prompt(_: &World) -> Result<()> {
     let client = gateway.client(&person).open()?;
     let notice = client.wait_for_drawing()?;
     guest.request("start")?;
-    client.wait_for_screen(font()?, "messages of the kernel, and no prompt yet", |screen| {
+    let messages = "messages of the kernel, and no prompt yet";
+    client.wait_for_screen_within(BOOT, font()?, messages, |screen| {
         screen.lines().any(is_kernel_message) && !at_prompt(screen)
     })?;
-    client.wait_for_screen(font()?, "the prompt", at_prompt)?;
+    client.wait_for_screen_within(BOOT, font()?, "the prompt", at_prompt)?;
     let picture = client.wait_for_picture(Likeness::Exact, || guest.picture())?;
     ensure!(picture != notice, "the notice is still there");
     // And it takes typing, in the session that was there before the guest.

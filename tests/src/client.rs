@@ -16,9 +16,9 @@ use crate::text::{Font, Screen};
 use crate::wait::{Look, wait_until};
 
 /// How long a client may take to show its window, or to end when it must.
-pub const CONNECT: Duration = Duration::from_secs(40);
+pub const CONNECT: Duration = Duration::from_secs(60);
 /// How long a change may take to be seen.
-pub const SEEN: Duration = Duration::from_secs(40);
+pub const SEEN: Duration = Duration::from_secs(60);
 
 /// A client's program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,10 +12,10 @@ use crate::picture::Picture;
 use crate::text::Screen;
 use crate::wait::{Look, wait_until};
 
-/// How long a guest may take to its prompt: 10 s alone, several at once on a small machine take longer.
-const BOOT: Duration = Duration::from_secs(90);
+/// How long a guest may take to its prompt: 10 s alone, several at once on a busy machine take much longer.
+pub const BOOT: Duration = Duration::from_secs(180);
 /// How long a VM may take to another state.
-const CHANGE: Duration = Duration::from_secs(40);
+const CHANGE: Duration = Duration::from_secs(60);
 
 /// A VM of a gateway. Cheap to clone.
 #[derive(Debug, Clone)]
