@@ -167,6 +167,8 @@ fn bind(wanted: &Listen, address: SocketAddr) -> io::Result<TcpListener> {
         set_ipv6_v6only(socket.as_fd(), shared)?;
     }
     socket.bind(address)?;
+    // Connections inherit it; what is left of them after a stop would keep the next gateway from this port.
+    socket.set_reuseaddr(true)?;
     socket.listen(BACKLOG)
 }
 
