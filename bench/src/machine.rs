@@ -19,13 +19,21 @@ pub(crate) struct Span {
     own_time: Duration,
 }
 
-/// Resident memory of a process.
-#[derive(Debug, Clone, Copy, Default)]
+/// Memory of a process, in MB.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Memory {
-    /// All pages it can see, in MB.
-    pub(crate) rss: f64,
-    /// Pages it shares counted in parts, in MB.
-    pub(crate) pss: f64,
+    /// All pages that are there.
+    pub(crate) resident: f64,
+    /// Of them, those that belong to no file: heap and stacks.
+    pub(crate) anonymous: f64,
+    /// Of them, those of files: the program itself and its libraries.
+    pub(crate) files: f64,
+    /// Of them, those shared with other processes: the guests' pictures.
+    pub(crate) shared: f64,
+    /// Resident pages, each divided by the number of processes that have it.
+    pub(crate) proportional: f64,
+    /// The most that was resident at a time.
+    pub(crate) peak: f64,
 }
 
 impl Span {
@@ -59,22 +67,24 @@ pub(crate) fn processor_time(pid: u32) -> Result<Duration> {
 
 /// Memory of a process.
 pub(crate) fn memory(pid: u32) -> Result<Memory> {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
-        .with_context(|| format!("cannot read the memory of process {pid}"))?;
-    let field = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        line.split_whitespace().next()?.parse::<f64>().ok().map(|kib| kib * 1024.0 / 1e6)
+    let read = |file: &str| {
+        let path = format!("/proc/{pid}/{file}");
+        fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
     };
-    let missing = "smaps_rollup lacks a field";
-    Ok(Memory { rss: field("Rss:").context(missing)?, pss: field("Pss:").context(missing)? })
-}
-
-/// The most resident memory that a process ever had, in MB.
-pub(crate) fn peak_memory(pid: u32) -> Result<f64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("a process without memory")?;
-    let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
-    Ok(kib * 1024.0 / 1e6)
+    let (status, rollup) = (read("status")?, read("smaps_rollup")?);
+    let field = |text: &str, name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).and_then(|line| line.strip_prefix(':'));
+        let kib: Option<f64> = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        kib.map(|kib| kib * 1024.0 / 1e6).with_context(|| format!("there is no {name} of process {pid}"))
+    };
+    Ok(Memory {
+        resident: field(&status, "VmRSS")?,
+        anonymous: field(&status, "RssAnon")?,
+        files: field(&status, "RssFile")?,
+        shared: field(&status, "RssShmem")?,
+        proportional: field(&rollup, "Pss")?,
+        peak: field(&status, "VmHWM")?,
+    })
 }
 
 /// One line that says on what the numbers were taken.
@@ -115,6 +125,7 @@ mod tests {
     #[test]
     fn memory_is_shared_out() {
         let memory = memory(std::process::id()).unwrap();
-        assert!(memory.pss > 0.0 && memory.pss <= memory.rss);
+        assert!(memory.proportional > 0.0 && memory.proportional <= memory.resident + 1.0);
+        assert!(memory.resident <= memory.peak + 1.0);
     }
 }

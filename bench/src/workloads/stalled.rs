@@ -113,6 +113,8 @@ impl Painter {
     /// Starts the guest over: quicker than to find out whether Ctrl-C was heard.
     async fn stop(self, world: &World) -> Result<()> {
         self.viewer.abort();
+        // The task is dropped, and with it the connection, when somebody waits for it. It was cancelled: no news.
+        let _ = self.viewer.await;
         let guest = world.guest("drawing")?;
         guest.request("reset")?;
         guest.wait_for_prompt()
