@@ -4,7 +4,7 @@
 //! agree on is tried everywhere, and what is equal becomes a copy on the client's side. Only hashes are compared:
 //! the scanout is read again after the copies, so a wrong one costs bytes and never a wrong picture.
 
-use console::Rect;
+use console::{Rect, Size};
 
 use super::shadow::{Shadow, TILE, to_usize};
 
@@ -40,8 +40,11 @@ impl Move {
 /// The moves between the picture that a shadow has and the one it last looked at, in the order in which none
 /// overwrites what a later one reads.
 pub(super) fn find(shadow: &Shadow) -> Vec<Move> {
-    let columns = columns(shadow);
-    let Some(distance) = vote(shadow, &columns) else { return Vec::new() };
+    let mut columns = columns(shadow);
+    let (sampled, others) = sample(&columns);
+    hash_rows(shadow, &mut columns, &sampled);
+    let Some(distance) = vote(shadow, sampled.iter().map(|at| &columns[*at])) else { return Vec::new() };
+    hash_rows(shadow, &mut columns, &others);
 
     let mut areas: Vec<Area> = Vec::new();
     let mut open: Vec<Area> = Vec::new();
@@ -59,41 +62,55 @@ pub(super) fn find(shadow: &Shadow) -> Vec<Move> {
     areas.iter().filter_map(|area| area.to_move(shadow, distance)).collect()
 }
 
-/// A column of tiles with changes.
+/// A column of tiles, and the hashes of its rows around what changed.
 struct Column {
     at: usize,
-    /// The first row that was hashed; the others count from there.
-    top: u32,
+    /// Number of changed rows.
     changed: usize,
-    /// Hashes of the rows from a little before the first change to a little after the last.
+    /// The first row that is hashed, and the one after the last.
+    top: u32,
+    bottom: u32,
     old: Vec<u64>,
     new: Vec<u64>,
 }
 
+/// All columns, not hashed yet.
 fn columns(shadow: &Shadow) -> Vec<Column> {
-    let count = to_usize(shadow.size().width.div_ceil(TILE));
-    let mut ends = vec![(u32::MAX, 0_u32); count];
-    for span in shadow.spans() {
-        let (top, bottom) = &mut ends[span.column()];
-        *top = (*top).min(span.y);
-        *bottom = (*bottom).max(span.y + 1);
-    }
-    let mut columns: Vec<Column> = (0..)
-        .zip(ends)
-        .map(|(at, (top, bottom))| {
-            // What appears from outside of the changes came from just beyond them.
-            let (top, bottom) = (top.saturating_sub(MARGIN), (bottom + MARGIN).min(shadow.size().height));
-            let old: Vec<u64> = (top..bottom).map(|y| shadow.row_hash(at, y)).collect();
-            Column { at, top, changed: 0, new: old.clone(), old }
-        })
-        .collect();
+    let Size { width, height } = shadow.size();
+    let empty = |at| Column { at, changed: 0, top: height, bottom: 0, old: Vec::new(), new: Vec::new() };
+    let mut columns: Vec<Column> = (0..to_usize(width.div_ceil(TILE))).map(empty).collect();
     for span in shadow.spans() {
         let column = &mut columns[span.column()];
-        column.new[to_usize(span.y - column.top)] = span.hash;
         column.changed += 1;
+        // What appears from outside of the changes came from just beyond them.
+        column.top = column.top.min(span.y.saturating_sub(MARGIN));
+        column.bottom = column.bottom.max(span.y + MARGIN).min(height);
     }
-    columns.retain(|column| column.changed > 0);
     columns
+}
+
+/// The columns with the most changes, and the other ones with any.
+fn sample(columns: &[Column]) -> (Vec<usize>, Vec<usize>) {
+    let mut by_change: Vec<&Column> = columns.iter().filter(|column| column.changed > 0).collect();
+    by_change.sort_unstable_by_key(|column| std::cmp::Reverse(column.changed));
+    let (sampled, others) = by_change.split_at(by_change.len().min(SAMPLED_COLUMNS));
+    let places = |columns: &[&Column]| columns.iter().map(|column| column.at).collect();
+    (places(sampled), places(others))
+}
+
+/// Hashes the rows of some columns, old and new.
+fn hash_rows(shadow: &Shadow, columns: &mut [Column], which: &[usize]) {
+    for column in which {
+        let column = &mut columns[*column];
+        column.old = (column.top..column.bottom).map(|y| shadow.row_hash(column.at, y)).collect();
+        column.new.clone_from(&column.old);
+    }
+    for span in shadow.spans() {
+        let column = &mut columns[span.column()];
+        if let Some(hash) = column.new.get_mut(to_usize(span.y - column.top)) {
+            *hash = span.hash;
+        }
+    }
 }
 
 impl Column {
@@ -158,14 +175,12 @@ fn source_row(shadow: &Shadow, y: u32, distance: i32) -> Option<u32> {
     y.checked_add_signed(distance).filter(|from| *from < shadow.size().height)
 }
 
-/// The distance that most of the sampled rows moved by: positive when the text moved up.
-fn vote(shadow: &Shadow, columns: &[Column]) -> Option<i32> {
-    let mut by_change: Vec<&Column> = columns.iter().collect();
-    by_change.sort_unstable_by_key(|column| std::cmp::Reverse(column.changed));
+/// The distance that most rows of some columns moved by: positive when the text moved up.
+fn vote<'c>(shadow: &Shadow, columns: impl Iterator<Item = &'c Column>) -> Option<i32> {
     let height = shadow.size().height;
     let mut votes = vec![0_u32; to_usize(height) * 2];
     let mut rows = RowTable::new();
-    for column in by_change.into_iter().take(SAMPLED_COLUMNS) {
+    for column in columns {
         rows.clear();
         for (y, hash) in (0..).zip(&column.old) {
             rows.add(*hash, y);

@@ -341,12 +341,17 @@ fn cuts(from: u32, to: u32) -> impl Iterator<Item = (u32, u32)> {
 fn hash(row: &[u8]) -> u64 {
     const LANES: usize = 4;
     let mut lanes = [0x9e37_79b1_85eb_ca87_u64; LANES];
-    for block in row.chunks(8 * LANES) {
-        for (lane, word) in lanes.iter_mut().zip(block.chunks(8)) {
-            let mut bytes = [0; 8];
-            bytes[..word.len()].copy_from_slice(word);
-            *lane = (*lane ^ u64::from_le_bytes(bytes)).wrapping_mul(0xc2b2_ae3d_27d4_eb4f).rotate_left(29);
+    let mut mix = |lane: usize, value: u64| {
+        lanes[lane] = (lanes[lane] ^ value).wrapping_mul(0xc2b2_ae3d_27d4_eb4f).rotate_left(29);
+    };
+    let (blocks, rest) = row.as_chunks::<{ 8 * LANES }>();
+    for block in blocks {
+        for (lane, word) in block.as_chunks().0.iter().enumerate() {
+            mix(lane, u64::from_le_bytes(*word));
         }
+    }
+    for pixel in rest.as_chunks().0 {
+        mix(0, u64::from(u32::from_le_bytes(*pixel)));
     }
     let mixed = lanes.iter().fold(0_u64, |all, lane| (all ^ lane).wrapping_mul(0x9fb2_1c65_1e98_df25));
     mixed ^ mixed >> 32
