@@ -12,7 +12,7 @@ use fanlight_tests::process::Process;
 use fanlight_tests::scratch;
 
 use crate::harness::journeys;
-use crate::world::{World, font, new_word};
+use crate::world::{World, enter, font, new_word};
 
 journeys![the_printed_line_leads_to_a_shell];
 
@@ -38,7 +38,7 @@ fn the_printed_line_leads_to_a_shell(_: &World) -> Result<()> {
     let client = Connect::to(address, value("user")?, value("password")?).open()?;
     client.wait_for_screen_within(BOOT, font()?, "the prompt", at_prompt)?;
     let word = new_word();
-    client.type_text(&format!("echo {word}\n"))?;
+    enter(&client, &format!("echo {word}"))?;
     client.wait_for_screen(font()?, &word, |screen| screen.has_line(&word))?;
 
     let status = demo.interrupt()?;

@@ -6,7 +6,7 @@ use fanlight_tests::guest::{BOOT, at_prompt};
 use fanlight_tests::picture::Likeness;
 
 use crate::harness::journeys;
-use crate::world::{World, echo_new_word, font, new_word, wait_for_line};
+use crate::world::{World, echo_new_word, enter, font, new_word, wait_for_line};
 
 journeys![
     a_boot_is_seen_from_a_notice_to_the_prompt,
@@ -47,7 +47,7 @@ fn a_screen_full_of_scrolling_text_arrives_to_the_bit(world: &World) -> Result<(
     world.on_guest(|desk| {
         let client = desk.connect().open()?;
         let word = new_word();
-        client.type_text(&format!("dmesg; seq 1 300; echo {word}\n"))?;
+        enter(&client, &format!("dmesg; seq 1 300; echo {word}"))?;
         wait_for_line(&client, desk.guest, &word)?;
         client.close()
     })

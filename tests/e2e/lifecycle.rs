@@ -11,7 +11,7 @@ use fanlight_tests::text::Screen;
 use fanlight_tests::wait::stays_so;
 
 use crate::harness::journeys;
-use crate::world::{Desk, World, echo_new_word, font};
+use crate::world::{Desk, World, echo_new_word, enter, font};
 
 journeys![
     a_guest_counts_on_while_the_gateway_is_killed_and_started_again,
@@ -29,7 +29,7 @@ fn a_guest_counts_on_while_the_gateway_is_killed_and_started_again(_: &World) ->
     let mut leaving = gateway.client(&person).open()?;
     // This one comes back by itself: FreeRDP tries every five seconds.
     let staying = gateway.client(&person).with(["+auto-reconnect", "/auto-reconnect-max-retries:20"]).open()?;
-    leaving.type_text("counter\n")?;
+    enter(&leaving, "counter")?;
     let before = wait_for_count(&leaving, 3)?;
     let qemu = guest.pid()?;
 
@@ -65,7 +65,7 @@ fn a_killed_qemu_is_told_and_concerns_nobody_else(world: &World) -> Result<()> {
 fn a_guest_that_switches_itself_off_is_started_in_the_same_session(world: &World) -> Result<()> {
     world.on_guest(|desk| {
         let client = desk.connect().open()?;
-        client.type_text("poweroff\n")?;
+        enter(&client, "poweroff")?;
         goes_off(desk, &client)?;
         desk.guest.boot()?;
         echo_new_word(&client, desk.guest).map(drop)
@@ -97,7 +97,7 @@ fn shows_notice(screen: &Screen) -> bool {
 fn a_paused_guest_stands_still_and_a_reset_one_boots_anew(world: &World) -> Result<()> {
     world.on_guest(|desk| {
         let client = desk.connect().open()?;
-        client.type_text("counter\n")?;
+        enter(&client, "counter")?;
         wait_for_count(&client, 2)?;
         desk.guest.request("pause")?;
         desk.guest.wait_for_state("paused")?;

@@ -6,7 +6,7 @@ use fanlight_tests::guest::at_prompt;
 use fanlight_tests::picture::Likeness::{self, Decibels, Exact, HighColor};
 
 use crate::harness::Journey;
-use crate::world::{Desk, font, new_word};
+use crate::world::{Desk, enter, font, new_word};
 
 /// What RemoteFX may lose on a screen of text.
 const REMOTEFX: Likeness = Decibels(30.0);
@@ -118,7 +118,7 @@ pub(crate) fn journeys() -> Vec<Journey> {
 fn agrees(desk: &Desk<'_>, connect: &Connect, likeness: Likeness) -> Result<()> {
     let client = connect.open()?;
     let word = new_word();
-    client.type_text(&format!("echo {word}\n"))?;
+    enter(&client, &format!("echo {word}"))?;
     // Read from the client's own picture: a few wrong pixels more and it would not be text.
     client.wait_for_screen(font()?, &word, |screen| screen.has_line(&word) && at_prompt(screen))?;
     client.wait_for_picture(likeness, || desk.guest.picture())?;

@@ -11,11 +11,14 @@ use fanlight_tests::gateway::{Gateway, Person};
 use fanlight_tests::guest::{Guest, at_prompt};
 use fanlight_tests::keys::keysym;
 use fanlight_tests::picture::{Likeness, Picture};
-use fanlight_tests::text::Font;
+use fanlight_tests::text::{Font, Screen};
 use fanlight_tests::wait::{Look, wait_until};
 
 /// The guests that are lent out.
 const NAMES: [&str; 2] = ["one", "two"];
+/// How often a command is typed, and how long it may take to be seen, before it counts as not typed.
+const TRIES: usize = 4;
+const ECHO: Duration = Duration::from_secs(10);
 
 /// Everything that is shared. Nothing of it exists before somebody wants it.
 #[derive(Default)]
@@ -149,9 +152,26 @@ pub(crate) fn new_word() -> String {
 /// Types a command that writes a new word, and waits until the guest has done it. Returns the word.
 pub(crate) fn echo_new_word(client: &Client, guest: &Guest) -> Result<String> {
     let word = new_word();
-    client.type_text(&format!("echo {word}\n"))?;
+    enter(client, &format!("echo {word}"))?;
     wait_for_line(client, guest, &word)?;
     Ok(word)
+}
+
+/// Types a command of one line and enters it, as a careful person does: one that looks wrong is typed again.
+///
+/// The guest repeats a key that is held for a quarter of a second, and on a busy machine every key may seem so.
+pub(crate) fn enter(client: &Client, command: &str) -> Result<()> {
+    let shown = |screen: &Screen| screen.last().ends_with(command);
+    let mut last = anyhow!("never typed");
+    for _ in 0..TRIES {
+        client.type_text(command)?;
+        match client.wait_for_screen_within(ECHO, font()?, command, shown) {
+            Ok(_) => return client.type_text("\n"),
+            Err(error) => last = error,
+        }
+        hold_control_and(client, 'u')?;
+    }
+    Err(last)
 }
 
 /// Waits until the client shows `line` above a prompt, exactly as the guest does.
@@ -164,10 +184,14 @@ pub(crate) fn wait_for_line(client: &Client, guest: &Guest, line: &str) -> Resul
 /// Presses Ctrl-C until there is a prompt: a loop goes on when it meets one of its commands that is done anyway.
 pub(crate) fn interrupt(client: &Client) -> Result<()> {
     wait_until(SEEN, "Ctrl-C to end the program", || {
-        client.press(keysym::CONTROL)?;
-        client.tap(u32::from('c'))?;
-        client.release(keysym::CONTROL)?;
+        hold_control_and(client, 'c')?;
         let prompt = client.wait_for_screen_within(Duration::from_secs(2), font()?, "the prompt", at_prompt);
         Ok(prompt.map_or_else(|error| Look::NotYet(error.to_string()), |_| Look::Found(())))
     })
+}
+
+fn hold_control_and(client: &Client, letter: char) -> Result<()> {
+    client.press(keysym::CONTROL)?;
+    client.tap(u32::from(letter))?;
+    client.release(keysym::CONTROL)
 }
