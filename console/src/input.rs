@@ -1,4 +1,9 @@
-//! Keys and pointers.
+//! Keys, pointers, touch and pens.
+
+use std::time::Duration;
+
+/// Most contacts in a [`TouchFrame`].
+pub const MAX_CONTACTS: usize = 64;
 
 /// Whether a key or button went down or came up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -132,4 +137,141 @@ pub enum PointerEvent {
         /// How far, in 1/120 of a notch.
         units: i16,
     },
+}
+
+/// What a finger or a pen did, by where it was and where it is: touching, near (hovering), or away.
+///
+/// ```text
+///          Hover           Down               Move
+///          ┌──┐     ┌────────────────┐        ┌──┐
+///          │  ▼     │                ▼        │  ▼
+/// away ───▶ near ───┘     ┌────── touching ◀──┘
+///   ▲  ▲     │  ▲   Lift  │          │  ▲
+///   │  │     │  └─────────┘          │  │ Down, from away
+///   │  └─────┘ Leave, LeaveCanceled  │
+///   └────────────────────────────────┘ Up, UpCanceled
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ContactPhase {
+    /// It begins to touch.
+    Down,
+    /// It touches, and moved or changed.
+    Move,
+    /// It is near without touching.
+    Hover,
+    /// It ends to touch and stays near.
+    Lift,
+    /// It ends to touch and is away.
+    Up,
+    /// It was near and is away.
+    Leave,
+    /// Like [`Up`](Self::Up), and what the contact did is not meant (a palm).
+    UpCanceled,
+    /// Like [`Leave`](Self::Leave), and what the contact did is not meant.
+    LeaveCanceled,
+}
+
+impl ContactPhase {
+    /// Whether it touches after this.
+    #[must_use]
+    pub const fn is_touching(self) -> bool {
+        matches!(self, Self::Down | Self::Move)
+    }
+
+    /// Whether it touches or is near after this. When it is not, its id is free.
+    #[must_use]
+    pub const fn is_in_range(self) -> bool {
+        matches!(self, Self::Down | Self::Move | Self::Hover | Self::Lift)
+    }
+
+    /// Whether what the contact did is to be taken back.
+    #[must_use]
+    pub const fn is_canceled(self) -> bool {
+        matches!(self, Self::UpCanceled | Self::LeaveCanceled)
+    }
+}
+
+/// A place that is finer than a pixel, in 1/100 pixel from the top left of the monitor. It may lie outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct FinePoint {
+    /// 1/100 pixels from the left edge.
+    pub x: i32,
+    /// 1/100 pixels from the top edge.
+    pub y: i32,
+}
+
+/// How large the area is that a contact touches, in 1/100 pixel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct ContactSize {
+    /// Width, before it is turned by the orientation.
+    pub width: u32,
+    /// Height, before it is turned by the orientation.
+    pub height: u32,
+}
+
+/// One finger of a [`TouchFrame`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TouchContact {
+    /// Which finger: the same from the first event to the one that takes it away, then free for another.
+    pub id: u16,
+    /// What it did.
+    pub phase: ContactPhase,
+    /// Where it is.
+    pub position: FinePoint,
+    /// How hard it touches, 0 to 65535; none when the client cannot tell.
+    pub pressure: Option<u16>,
+    /// How large it is; none when the client cannot tell.
+    pub size: Option<ContactSize>,
+    /// How far it is turned, clockwise, in degrees, 0 to 359; none when the client cannot tell.
+    pub orientation: Option<u16>,
+}
+
+/// What all fingers did at one moment. Those that did nothing may be left out.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TouchFrame {
+    /// The fingers, at most [`MAX_CONTACTS`], no id twice.
+    pub contacts: Vec<TouchContact>,
+    /// How long after the frame before it happened; zero for the first.
+    pub since_previous: Duration,
+}
+
+/// Which way a pen leans, in degrees, −90 to 90; zero is upright.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct PenTilt {
+    /// To the right.
+    pub x: i8,
+    /// Towards the user.
+    pub y: i8,
+}
+
+/// What of a pen is pressed and which end points down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct PenButtons {
+    /// The button on its side.
+    pub barrel: bool,
+    /// The eraser touches.
+    pub eraser: bool,
+    /// The eraser's end points down.
+    pub inverted: bool,
+}
+
+/// A pen did something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PenEvent {
+    /// Which pen.
+    pub device: u8,
+    /// What it did.
+    pub phase: ContactPhase,
+    /// Where it is.
+    pub position: FinePoint,
+    /// What is pressed.
+    pub buttons: PenButtons,
+    /// How hard it touches, 0 to 65535; none when the client cannot tell.
+    pub pressure: Option<u16>,
+    /// How far it is turned around its axis, clockwise, in degrees, 0 to 359; none when the client cannot tell.
+    pub rotation: Option<u16>,
+    /// How it leans; none when the client cannot tell.
+    pub tilt: Option<PenTilt>,
+    /// How long after the pen's event before it happened; zero for the first.
+    pub since_previous: Duration,
 }

@@ -13,4 +13,7 @@ mod input;
 pub use damage::{DamageSet, MAX_DAMAGE_RECTS};
 pub use display::{CursorShape, CursorState, DisplayUpdate, MAX_CURSOR_SIDE, Scanout};
 pub use geometry::{Point, Rect, Size};
-pub use input::{KeyEvent, KeyState, LockKeys, PointerButton, PointerEvent, Scancode, ScancodePrefix, WheelAxis};
+pub use input::{
+    ContactPhase, ContactSize, FinePoint, KeyEvent, KeyState, LockKeys, MAX_CONTACTS, PenButtons, PenEvent, PenTilt,
+    PointerButton, PointerEvent, Scancode, ScancodePrefix, TouchContact, TouchFrame, WheelAxis,
+};
