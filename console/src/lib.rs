@@ -9,6 +9,7 @@ mod damage;
 mod display;
 mod geometry;
 mod input;
+pub mod us_layout;
 
 pub use damage::{DamageSet, MAX_DAMAGE_RECTS};
 pub use display::{CursorShape, CursorState, DisplayUpdate, MAX_CURSOR_SIDE, Scanout};

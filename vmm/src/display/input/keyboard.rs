@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use console::us_layout::{self, Stroke};
 use console::{KeyEvent, KeyState, LockKeys, Scancode, ScancodePrefix};
 
 use super::Action;
-use super::us_layout::{self, Stroke};
 
 const LEFT_SHIFT: u32 = 0x2a;
 const RIGHT_SHIFT: u32 = 0x36;

@@ -2,7 +2,6 @@
 //!
 //! * `queue`: what callers have sent and QEMU has not been told yet; bounded, in order,
 //! * `keyboard`, `pointer`: events → what QEMU's keyboard and mouse understand, pure,
-//! * `us_layout`: characters → keys,
 //! * `pace`: not faster than a guest can take them,
 //! * `guest_room`: and not more than it has room for,
 //! * `pump`: the task that carries the one to the other.
@@ -13,7 +12,6 @@ mod pace;
 mod pointer;
 mod pump;
 mod queue;
-mod us_layout;
 
 pub(super) use guest_room::GuestRoom;
 pub(super) use pump::{InputState, Pump};

@@ -1,10 +1,12 @@
 //! Characters → keys of the US keyboard.
 
-/// A key of set 1 without prefix, and whether Shift goes with it.
+/// A key, and whether Shift goes with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stroke {
-    pub(super) code: u8,
-    pub(super) shift: bool,
+pub struct Stroke {
+    /// The scancode of set 1, without prefix.
+    pub code: u8,
+    /// With Shift.
+    pub shift: bool,
 }
 
 /// Rows of the keyboard: the code of the first key, then what the keys give without and with Shift.
@@ -17,7 +19,8 @@ const ROWS: [(u8, &str, &str); 5] = [
 ];
 
 /// How the character is typed; `None` when the layout does not have it.
-pub(super) fn stroke(character: char) -> Option<Stroke> {
+#[must_use]
+pub fn stroke(character: char) -> Option<Stroke> {
     let code = match character {
         '\u{1b}' => 0x01,
         '\u{8}' => 0x0e,
