@@ -17,4 +17,6 @@
 
 pub mod class;
 pub mod packet;
+pub mod region;
+pub mod ring;
 pub mod wire;
