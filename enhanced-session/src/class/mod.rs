@@ -4,6 +4,23 @@
 
 use uuid::{Uuid, uuid};
 
+pub mod guest_info;
+pub mod heartbeat;
+pub mod input;
+pub mod memory;
+pub mod shutdown;
+pub mod time_sync;
+
+mod bounded;
+mod define;
+mod field;
+mod file_time;
+#[cfg(test)]
+mod round_trips;
+
+pub use bounded::{Data, List, Text};
+pub use file_time::FileTime;
+
 /// A class of channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Class {
