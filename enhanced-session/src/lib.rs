@@ -9,14 +9,17 @@
 //!           │      │
 //!        control  region  control messages │ the shared memory: layout, arena, mapping
 //!           └──┬───┘
-//!        packet, wire     what both carry; cursors over bytes
+//!  message, packet, wire  what both carry; cursors over bytes
 //! ```
 //!
 //! Nothing here does I/O, reads a clock or waits, except that memory is shared: bytes, kicks and time go in, bytes and
 //! events come out. The only `unsafe` is `region/mapping.rs`.
 
 pub mod class;
+pub mod control;
+pub mod message;
 pub mod packet;
 pub mod region;
 pub mod ring;
+pub mod stream;
 pub mod wire;
