@@ -27,8 +27,8 @@ mod vm;
 
 pub use accelerator::AcceleratorReport;
 pub use definition::{
-    Accelerator, Boot, Definition, DefinitionError, Disk, DiskBus, DiskFormat, InvalidDefinition, MONITORS, Network,
-    VCPUS,
+    Accelerator, BUS_MEMORY_MIB, Boot, Bus, Definition, DefinitionError, Disk, DiskBus, DiskFormat, InvalidDefinition,
+    MONITORS, Network, Provider, Session, VCPUS,
 };
 pub use display::{Console, InputFull, Viewer};
 pub use host::{Deadlines, Host, HostConfig, HostError};

@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use super::parse::About;
-use super::{Boot, Definition, Disk, DiskBus, DiskFormat, IDE_PORTS, MAX_DISKS, MAX_NAME, MEMORY_MIB, MONITORS, VCPUS};
+use super::{
+    BUS_MEMORY_MIB, Boot, Definition, Disk, DiskBus, DiskFormat, IDE_PORTS, MAX_DISKS, MAX_NAME, MEMORY_MIB, MONITORS,
+    Provider, VCPUS,
+};
 
 /// Longest kernel command line: what Linux on x86 takes (`COMMAND_LINE_SIZE`), without its end.
 const MAX_CMDLINE: usize = 2047;
@@ -49,6 +52,7 @@ impl Definition {
     pub(super) fn problem(&self) -> Option<Problem> {
         name_problem(&self.name)
             .or_else(|| self.number_problem())
+            .or_else(|| self.bus_problem())
             .or_else(|| self.boot_problem())
             .or_else(|| self.disks_problem())
     }
@@ -63,6 +67,19 @@ impl Definition {
         }
         if !MONITORS.contains(&self.monitors) {
             return problem(About::Monitors, format!("`monitors` is 1 to {}, not {}", MONITORS.end(), self.monitors));
+        }
+        None
+    }
+
+    fn bus_problem(&self) -> Option<Problem> {
+        let memory = self.bus.memory;
+        if memory != 0 && !(BUS_MEMORY_MIB.contains(&memory) && memory.is_power_of_two()) {
+            let most = BUS_MEMORY_MIB.end();
+            let reason = format!("`memory` of the bus is 0 or a power of two up to {most} MiB, not {memory}");
+            return problem(About::BusMemory, reason);
+        }
+        if !self.bus.enabled && self.session.input == Provider::Bus {
+            return problem(About::SessionInput, "`input = \"bus\"` needs a bus, which `[bus]` switches off");
         }
         None
     }

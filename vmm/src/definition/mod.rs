@@ -27,6 +27,9 @@ pub(crate) const MEMORY_MIB: std::ops::RangeInclusive<u32> = 16..=1024 * 1024;
 pub const VCPUS: std::ops::RangeInclusive<u8> = 1..=32;
 /// Fewest and most monitors of a VM: what virtio-gpu has scanouts for.
 pub const MONITORS: std::ops::RangeInclusive<u8> = 1..=16;
+/// Least and most memory that a VM's bus shares with the host, in MiB; always a power of two, as the guest finds it in a
+/// PCI device.
+pub const BUS_MEMORY_MIB: std::ops::RangeInclusive<u32> = 1..=1024;
 /// Most disks of a VM; each takes a PCI slot or a port of a controller.
 pub(crate) const MAX_DISKS: usize = 16;
 /// Ports of the machine's IDE (AHCI) controller.
@@ -52,6 +55,10 @@ pub struct Definition {
     pub monitors: u8,
     /// What its network card is connected to.
     pub network: Network,
+    /// Its channel to the agent in the guest.
+    pub bus: Bus,
+    /// How a session reaches the guest.
+    pub session: Session,
     /// What runs first.
     pub boot: Boot,
     /// Disks and drives, in the order the firmware tries them.
@@ -59,7 +66,7 @@ pub struct Definition {
 }
 
 impl Definition {
-    /// A VM of 512 MiB, one processor, one monitor and a NAT network that starts its firmware and has no disk.
+    /// A VM of 512 MiB, one processor, one monitor, a NAT network and a bus that starts its firmware and has no disk.
     #[must_use]
     pub fn new(name: impl Into<String>, uuid: Uuid) -> Self {
         Self {
@@ -70,6 +77,8 @@ impl Definition {
             accelerator: Accelerator::Auto,
             monitors: 1,
             network: Network::User,
+            bus: Bus::default(),
+            session: Session::default(),
             boot: Boot::Firmware,
             disks: Vec::new(),
         }
@@ -96,6 +105,41 @@ pub enum Network {
     None,
     /// The host's networks through address translation, with QEMU's own DHCP and DNS.
     User,
+}
+
+/// The channel between the host and the agent in the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bus {
+    /// Whether the VM has the devices of it.
+    pub enabled: bool,
+    /// Memory that both ends see, in MiB; 0: none, and everything goes through the port.
+    pub memory: u32,
+}
+
+impl Default for Bus {
+    fn default() -> Self {
+        Self { enabled: true, memory: 64 }
+    }
+}
+
+/// How a session reaches the guest, service by service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Session {
+    /// Keyboard, pointer and touch.
+    pub input: Provider,
+}
+
+/// Which way a service of a session takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Provider {
+    /// The better one of those that are there.
+    #[default]
+    Auto,
+    /// The VM's virtual devices only.
+    Hardware,
+    /// The agent in the guest only.
+    Bus,
 }
 
 /// What a VM runs first.
@@ -156,6 +200,16 @@ pub enum DiskBus {
     Scsi,
     /// virtio-blk.
     Virtio,
+}
+
+impl fmt::Display for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Hardware => "hardware",
+            Self::Bus => "bus",
+        })
+    }
 }
 
 impl fmt::Display for Accelerator {

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use uuid::Uuid;
 
-use super::{Accelerator, Boot, Definition, Disk, DiskBus, DiskFormat, Network};
+use super::{Accelerator, Boot, Bus, Definition, Disk, DiskBus, DiskFormat, Network, Provider, Session};
 
 /// Largest definition that is read, in bytes.
 const MAX_FILE: usize = 256 * 1024;
@@ -85,6 +85,8 @@ pub(super) enum About {
     Memory,
     Vcpus,
     Monitors,
+    BusMemory,
+    SessionInput,
     Kernel,
     Initrd,
     Cmdline,
@@ -107,9 +109,26 @@ struct File {
     monitors: Spanned<u8>,
     #[serde(default = "user")]
     network: Network,
+    #[serde(default)]
+    bus: BusTable,
+    #[serde(default)]
+    session: SessionTable,
     boot: Option<Spanned<BootTable>>,
     #[serde(default, rename = "disk")]
     disks: Vec<Spanned<DiskTable>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct BusTable {
+    enabled: Option<bool>,
+    memory: Option<Spanned<u32>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct SessionTable {
+    input: Option<Spanned<Provider>>,
 }
 
 #[derive(Deserialize)]
@@ -154,9 +173,21 @@ impl File {
             accelerator: self.accelerator,
             monitors: self.monitors.into_inner(),
             network: self.network,
+            bus: self.bus.into_bus(),
+            session: Session { input: self.session.input.map(Spanned::into_inner).unwrap_or_default() },
             boot: self.boot.map_or(Ok(Boot::Firmware), into_boot)?,
             disks: self.disks.into_iter().map(|disk| disk.into_inner().into_disk()).collect(),
         })
+    }
+}
+
+impl BusTable {
+    fn into_bus(self) -> Bus {
+        let usual = Bus::default();
+        Bus {
+            enabled: self.enabled.unwrap_or(usual.enabled),
+            memory: self.memory.map_or(usual.memory, Spanned::into_inner),
+        }
     }
 }
 
@@ -198,6 +229,8 @@ struct Spans {
     memory: Range<usize>,
     vcpus: Range<usize>,
     monitors: Range<usize>,
+    bus_memory: Range<usize>,
+    session_input: Range<usize>,
     kernel: Range<usize>,
     initrd: Range<usize>,
     cmdline: Range<usize>,
@@ -214,6 +247,8 @@ impl Spans {
             memory: file.memory.span(),
             vcpus: file.vcpus.span(),
             monitors: file.monitors.span(),
+            bus_memory: file.bus.memory.as_ref().map(Spanned::span).unwrap_or_default(),
+            session_input: file.session.input.as_ref().map(Spanned::span).unwrap_or_default(),
             kernel: boot.and_then(|boot| boot.kernel.as_ref()).map_or(whole.clone(), Spanned::span),
             initrd: boot.and_then(|boot| boot.initrd.as_ref()).map_or(whole.clone(), Spanned::span),
             cmdline: boot.and_then(|boot| boot.cmdline.as_ref()).map_or(whole, Spanned::span),
@@ -227,6 +262,8 @@ impl Spans {
             About::Memory => Some(&self.memory),
             About::Vcpus => Some(&self.vcpus),
             About::Monitors => Some(&self.monitors),
+            About::BusMemory => Some(&self.bus_memory),
+            About::SessionInput => Some(&self.session_input),
             About::Kernel => Some(&self.kernel),
             About::Initrd => Some(&self.initrd),
             About::Cmdline => Some(&self.cmdline),
@@ -278,6 +315,8 @@ mod tests {
     fn everything_that_can_be_said_is_read() {
         let text = format!(
             "{HEAD}vcpus = 4\naccelerator = \"tcg\"\nmonitors = 3\nnetwork = \"none\"\n\
+             [bus]\nenabled = true\nmemory = 128\n\
+             [session]\ninput = \"hardware\"\n\
              [boot]\nkernel = \"/k\"\ninitrd = \"/i\"\ncmdline = \"quiet\"\n\
              [[disk]]\npath = \"/a.vhd\"\nformat = \"vpc\"\nbus = \"ide\"\n\
              [[disk]]\npath = \"/b.iso\"\nformat = \"raw\"\nbus = \"scsi\"\ncdrom = true\n"
@@ -286,6 +325,8 @@ mod tests {
         assert_eq!((definition.vcpus, definition.monitors), (4, 3));
         assert_eq!(definition.accelerator, Accelerator::Tcg);
         assert_eq!(definition.network, Network::None);
+        assert_eq!(definition.bus, Bus { enabled: true, memory: 128 });
+        assert_eq!(definition.session, Session { input: Provider::Hardware });
         let Boot::DirectKernel { initrd, cmdline, .. } = definition.boot else { panic!("a kernel was given") };
         assert_eq!((initrd, cmdline.as_str()), (Some("/i".into()), "quiet"));
         assert_eq!(definition.disks[0].format, DiskFormat::Vhd);
@@ -312,6 +353,16 @@ mod tests {
             (&HEAD.replace("demo", "a/b"), "demo.toml:1:8: `name` may not have '/'"),
             (&HEAD.replace("demo", ".."), "demo.toml:1:8: `name` "),
             (&HEAD.replace("demo", ""), "demo.toml:1:8: `name` is empty"),
+            (&format!("{HEAD}[bus]\nmemory = 48\n"), "demo.toml:5:10: `memory` of the bus is 0 or a power of two"),
+            (&format!("{HEAD}[bus]\nmemory = 2048\n"), "demo.toml:5:10: `memory` of the bus is 0 or a power of two"),
+            (&format!("{HEAD}[bus]\nenabled = 1\n"), "demo.toml:5:11: invalid type: integer `1`, expected a boolean"),
+            (&format!("{HEAD}[bus]\nsize = 1\n"), "demo.toml:5:1: unknown field `size`"),
+            (
+                &format!("{HEAD}[session]\ninput = \"bus\"\n[bus]\nenabled = false\n"),
+                "demo.toml:5:9: `input = \"bus\"` needs a bus, which `[bus]` switches off",
+            ),
+            (&format!("{HEAD}[session]\ninput = \"agent\"\n"), "demo.toml:5:9: unknown variant `agent`"),
+            (&format!("{HEAD}[session]\nsound = \"bus\"\n"), "demo.toml:5:1: unknown field `sound`"),
             (&format!("{HEAD}[boot]\n"), "demo.toml:4:1: `[boot]` needs"),
             (&format!("{HEAD}[boot]\ninitrd = \"/i\"\n"), "demo.toml:4:1: `[boot]` needs"),
             (&format!("{HEAD}[boot]\nfirmware = \"bios\"\ncmdline = \"x\"\n"), "demo.toml:6:11: `cmdline` goes with"),

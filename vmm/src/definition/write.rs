@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::{Accelerator, Boot, Definition, Disk, DiskBus, DiskFormat, Network};
+use super::{Accelerator, Boot, Definition, Disk, DiskBus, DiskFormat, Network, Provider};
 
 impl Definition {
     /// The text of its file; [`parse`](Self::parse) reads the same value from it.
@@ -30,6 +30,8 @@ impl Definition {
             accelerator: self.accelerator,
             monitors: self.monitors,
             network: self.network,
+            bus: BusTable { enabled: self.bus.enabled, memory: self.bus.memory },
+            session: SessionTable { input: self.session.input },
             boot,
             disks: self.disks.iter().map(DiskTable::of).collect(),
         };
@@ -74,9 +76,22 @@ struct FileTable<'a> {
     accelerator: Accelerator,
     monitors: u8,
     network: Network,
+    bus: BusTable,
+    session: SessionTable,
     boot: BootTable<'a>,
     #[serde(rename = "disk", skip_serializing_if = "Vec::is_empty")]
     disks: Vec<DiskTable<'a>>,
+}
+
+#[derive(Serialize)]
+struct BusTable {
+    enabled: bool,
+    memory: u32,
+}
+
+#[derive(Serialize)]
+struct SessionTable {
+    input: Provider,
 }
 
 #[derive(Serialize, Default)]
@@ -114,6 +129,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::definition::{Bus, Session};
 
     fn path() -> impl Strategy<Value = PathBuf> {
         "/[a-zA-Z0-9 ,=\"'\\\\é/._-]{1,40}".prop_map(PathBuf::from)
@@ -143,13 +159,22 @@ mod tests {
         })
     }
 
+    fn bus() -> impl Strategy<Value = (Bus, Session)> {
+        let memory = prop_oneof![Just(0), (0_u32..12).prop_map(|power| 1 << power), 0_u32..3000];
+        let input = prop_oneof![Just(Provider::Auto), Just(Provider::Hardware), Just(Provider::Bus)];
+        (any::<bool>(), memory, input).prop_map(|(enabled, memory, input)| (Bus { enabled, memory }, Session { input }))
+    }
+
     fn definition() -> impl Strategy<Value = Definition> {
         let numbers = (16_u32..5000, 0_u8..40, 0_u8..20);
-        ("[a-zA-Z0-9 ._-]{1,20}", any::<u128>(), numbers, boot(), proptest::collection::vec(disk(), 0..5)).prop_map(
-            |(name, uuid, (memory, vcpus, monitors), boot, disks)| Definition {
+        let disks = proptest::collection::vec(disk(), 0..5);
+        ("[a-zA-Z0-9 ._-]{1,20}", any::<u128>(), numbers, bus(), boot(), disks).prop_map(
+            |(name, uuid, (memory, vcpus, monitors), (bus, session), boot, disks)| Definition {
                 memory,
                 vcpus,
                 monitors,
+                bus,
+                session,
                 boot,
                 disks,
                 ..Definition::new(name, Uuid::from_u128(uuid))
