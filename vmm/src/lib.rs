@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! Host ──▶ Vm ──▶ lifecycle::driver ──▶ engine (process, QMP) ──▶ QEMU
-//!           └──▶ Console, Viewer ◀── display (D-Bus, shared pictures) ◀──┘
+//!           ├──▶ Console, Viewer ◀── display (D-Bus, shared pictures) ◀──┤
+//!           └──▶ BusPort ◀────────── bus (port, shared memory) ◀─────────┘
 //! ```
 //!
 //! * `definition`: a VM as a TOML file,
@@ -11,11 +12,13 @@
 //! * `lifecycle`: states, requests, and the one task per VM that changes anything,
 //! * `engine`: QEMU's command line as a value, its process, its monitor protocol,
 //! * `accelerator`: whether KVM really works here,
-//! * `display`: pictures and cursors out of QEMU, keys and pointers into it.
+//! * `display`: pictures and cursors out of QEMU, keys and pointers into it,
+//! * `bus`: the port and the memory by which the agent in the guest is reached.
 //!
 //! Nothing here knows RDP; what passes to and from a remote desktop are the nouns of `console`.
 
 mod accelerator;
+mod bus;
 mod definition;
 mod display;
 mod engine;
@@ -26,6 +29,7 @@ mod lifecycle;
 mod vm;
 
 pub use accelerator::AcceleratorReport;
+pub use bus::{BusConnection, BusMemory, BusPort, BusPortState, Quiesce, QuiesceReason, QuiesceRequests};
 pub use definition::{
     Accelerator, BUS_MEMORY_MIB, Boot, Bus, Definition, DefinitionError, Disk, DiskBus, DiskFormat, InvalidDefinition,
     MONITORS, Network, Provider, Session, VCPUS,

@@ -7,10 +7,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
+use crate::bus::{BusPort, BusShared};
 use crate::definition::Definition;
 use crate::display::{Console, Display};
 use crate::host::HostShared;
-use crate::lifecycle::{Driver, Message, Request, RequestError, Status, VmState};
+use crate::lifecycle::{Connections, Driver, Message, Request, RequestError, Status, VmState};
 
 /// Messages that wait for a driver; who sends more waits.
 const MAX_MESSAGES: usize = 32;
@@ -28,6 +29,7 @@ pub struct Vm {
 struct VmShared {
     definition: Arc<Definition>,
     display: Arc<Display>,
+    bus: Arc<BusShared>,
     messages: mpsc::Sender<Message>,
     status: watch::Receiver<Status>,
 }
@@ -37,13 +39,15 @@ impl Vm {
     pub(crate) fn spawn(host: Arc<HostShared>, definition: Definition, file: PathBuf) -> (Self, oneshot::Receiver<()>) {
         let definition = Arc::new(definition);
         let display = Display::new(definition.monitors);
+        let bus = BusShared::new();
         let (messages, receiver) = mpsc::channel(MAX_MESSAGES);
         let (status, watch) = watch::channel(Status::new(VmState::Created));
         let (ready, is_ready) = oneshot::channel();
-        let driver = Driver::new(host, definition.clone(), file, display.clone(), receiver, status);
+        let connections = Connections { display: display.clone(), bus: bus.clone() };
+        let driver = Driver::new(host, definition.clone(), file, connections, receiver, status);
         let span = tracing::info_span!("vm", name = definition.name);
         tokio::spawn(driver.run(ready).instrument(span));
-        (Self { shared: Arc::new(VmShared { definition, display, messages, status: watch }) }, is_ready)
+        (Self { shared: Arc::new(VmShared { definition, display, bus, messages, status: watch }) }, is_ready)
     }
 
     /// What people call it.
@@ -141,6 +145,12 @@ impl Vm {
     #[must_use]
     pub fn console_at(&self, index: usize) -> Option<Console> {
         self.shared.display.console(index)
+    }
+
+    /// The port and the memory by which the agent in the guest is reached.
+    #[must_use]
+    pub fn bus(&self) -> BusPort {
+        BusPort::new(self.shared.bus.clone())
     }
 
     /// Has QEMU write what its first screen shows to `path`, as PNG.

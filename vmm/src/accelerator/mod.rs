@@ -9,6 +9,7 @@ mod payload;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -124,7 +125,10 @@ struct ProgramFile(PathBuf);
 
 impl ProgramFile {
     fn write(folder: &Path) -> std::io::Result<Self> {
-        let path = folder.join(format!("probe.{}.elf", std::process::id()));
+        // Two hosts of one process may look at the same time.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = folder.join(format!("probe.{}.{number}.elf", std::process::id()));
         let file = Self(path);
         std::fs::write(&file.0, payload::elf())?;
         Ok(file)
@@ -142,7 +146,7 @@ impl Drop for ProgramFile {
 mod tests {
     use super::*;
 
-    const DEADLINE: Duration = Duration::from_secs(10);
+    const DEADLINE: Duration = Duration::from_secs(60);
 
     fn folder() -> PathBuf {
         std::env::temp_dir()

@@ -2,7 +2,8 @@
 
 use serde_json::json;
 
-use crate::definition::{Accelerator, Boot, Definition, Disk, DiskBus, DiskFormat, Network};
+use super::process::{BUS_MEMORY_FD, BUS_PORT_FD};
+use crate::definition::{Accelerator, Boot, Bus, Definition, Disk, DiskBus, DiskFormat, Network};
 
 /// The name QMP knows the primary display device by.
 pub(crate) const DISPLAY_DEVICE: &str = "gpu0";
@@ -10,6 +11,16 @@ pub(crate) const DISPLAY_DEVICE: &str = "gpu0";
 pub(crate) const KEYBOARD_DEVICE: &str = "keyboard0";
 /// And the tablet.
 pub(crate) const TABLET_DEVICE: &str = "tablet0";
+/// And the guest's port of the bus.
+pub(crate) const BUS_PORT: &str = "busport0";
+/// And what that port is connected to.
+pub(crate) const BUS_CHARDEV: &str = "bus0";
+
+/// Where the guest finds the memory of the bus. Far from the devices that QEMU places itself, from 1 on, and from those of
+/// the chipset.
+const BUS_MEMORY_DEVICE: u16 = 0x1e;
+/// The same, as bus << 8 | device << 3 | function.
+pub(crate) const BUS_MEMORY_PCI_SLOT: u16 = BUS_MEMORY_DEVICE << 3;
 
 /// What a start adds to the definition.
 #[derive(Debug, Clone)]
@@ -32,6 +43,7 @@ pub(crate) fn arguments(definition: &Definition, launch: &Launch) -> Vec<String>
     arguments.control();
     arguments.display(definition.monitors);
     arguments.devices(definition);
+    arguments.bus(definition.bus);
     arguments.boot(&definition.boot);
     let block_devices = launch.block_devices.iter().copied().chain(std::iter::repeat(false));
     for (index, (disk, block_device)) in definition.disks.iter().zip(block_devices).enumerate() {
@@ -95,6 +107,23 @@ impl Arguments {
         if definition.network == Network::User {
             self.option("-netdev", "user,id=net0");
             self.device(format!("virtio-net-pci,id=nic0,netdev=net0,mac={}", mac(definition)));
+        }
+    }
+
+    fn bus(&mut self, bus: Bus) {
+        if !bus.enabled {
+            return;
+        }
+        self.option("-chardev", format!("socket,id={BUS_CHARDEV},fd={BUS_PORT_FD},server=on,wait=off"));
+        let port = format!("virtserialport,id={BUS_PORT},bus=serial0.0,chardev={BUS_CHARDEV}");
+        self.device(format!("{port},name=org.fanlight.bus.0"));
+        if bus.memory > 0 {
+            // A file rather than a memfd of QEMU's own, which nobody else could open.
+            let file = format!("mem-path=/proc/self/fd/{BUS_MEMORY_FD},size={}M", bus.memory);
+            self.option("-object", format!("memory-backend-file,id=busmem0,share=on,{file}"));
+            // `master`: the memory belongs to the VM's state. Without, QEMU saves none.
+            let device = "ivshmem-plain,id=busmem,memdev=busmem0,master=on";
+            self.device(format!("{device},addr={BUS_MEMORY_DEVICE:#x}"));
         }
     }
 
@@ -190,7 +219,7 @@ mod tests {
         assert_eq!(values(&arguments, "-smp"), ["2"]);
         assert_eq!(values(&arguments, "-accel"), ["tcg,thread=multi"]);
         assert_eq!(values(&arguments, "-cpu"), ["qemu64"]);
-        assert_eq!(values(&arguments, "-object"), ["memory-backend-memfd,id=ram0,size=512M,share=on"]);
+        assert_eq!(values(&arguments, "-object")[0], "memory-backend-memfd,id=ram0,size=512M,share=on");
         assert!(!arguments.contains(&"-kernel".into()));
     }
 
@@ -199,6 +228,27 @@ mod tests {
         let arguments = build(&Definition { network: Network::None, ..Definition::new("demo", UUID) });
         assert!(values(&arguments, "-netdev").is_empty());
         assert!(!values(&arguments, "-device").iter().any(|device| device.starts_with("virtio-net")));
+    }
+
+    #[test]
+    fn the_bus_has_a_port_and_the_memory_that_is_wished_for() {
+        let with = |bus| build(&Definition { bus, ..Definition::new("demo", UUID) });
+        let count = |arguments: &[String], what: &str| arguments.iter().filter(|text| text.starts_with(what)).count();
+        let arguments = with(Bus { enabled: true, memory: 128 });
+        assert!(arguments.contains(&"socket,id=bus0,fd=3,server=on,wait=off".into()));
+        assert!(
+            arguments.contains(&"virtserialport,id=busport0,bus=serial0.0,chardev=bus0,name=org.fanlight.bus.0".into())
+        );
+        assert!(
+            arguments.contains(&"memory-backend-file,id=busmem0,share=on,mem-path=/proc/self/fd/4,size=128M".into())
+        );
+        assert!(arguments.contains(&"ivshmem-plain,id=busmem,memdev=busmem0,master=on,addr=0x1e".into()));
+        assert_eq!(BUS_MEMORY_PCI_SLOT, 0x00f0);
+        let arguments = with(Bus { enabled: true, memory: 0 });
+        assert_eq!((count(&arguments, "virtserialport"), count(&arguments, "ivshmem")), (1, 0));
+        let arguments = with(Bus { enabled: false, memory: 64 });
+        assert_eq!((count(&arguments, "virtserialport"), count(&arguments, "ivshmem")), (0, 0));
+        assert_eq!(count(&arguments, "socket,id=bus0"), 0);
     }
 
     #[test]

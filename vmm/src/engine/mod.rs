@@ -10,7 +10,9 @@ mod process;
 mod qmp;
 mod runtime_folder;
 
-pub(crate) use command_line::{DISPLAY_DEVICE, KEYBOARD_DEVICE, Launch, TABLET_DEVICE, arguments, cpu};
-pub(crate) use process::{Exit, Process};
+pub(crate) use command_line::{
+    BUS_CHARDEV, BUS_MEMORY_PCI_SLOT, BUS_PORT, DISPLAY_DEVICE, KEYBOARD_DEVICE, Launch, TABLET_DEVICE, arguments, cpu,
+};
+pub(crate) use process::{BUS_MEMORY_FD, Exit, Inherited, Process};
 pub(crate) use qmp::{Event, Qmp, QmpError};
 pub(crate) use runtime_folder::{Leftover, RuntimeFolder};

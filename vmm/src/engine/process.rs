@@ -14,18 +14,37 @@ use tokio::io::unix::AsyncFd;
 
 use super::runtime_folder::{ProcessStamp, RuntimeFolder};
 
-/// Becomes QEMU without losing its process: notes who it is, lets go of files that our own parent left
-/// open in us (a lock or a pipe of a script would otherwise stay held), and leaves our session.
+/// The descriptor by which QEMU has the socket of its bus port, or nothing.
+pub(super) const BUS_PORT_FD: i32 = 3;
+/// The descriptor by which QEMU has the memory of its bus, or nothing. It stays open, so that a later gateway finds the
+/// memory there.
+pub(crate) const BUS_MEMORY_FD: i32 = 4;
+
+/// Becomes QEMU without losing its process: moves what it was given as standard output and error to the descriptors
+/// that QEMU expects it on, notes who it is, lets go of files that our own parent left open in us (a lock or a pipe of a
+/// script would otherwise stay held), and leaves our session.
 ///
-/// `$0` is the file for the note, `$@` QEMU and its arguments.
+/// `$0` is the file for the note, `$1` the log, what follows QEMU and its arguments.
 const LAUNCHER: &str = r#"
 set -e
+exec 3>&1 4>&2 >> "$1" 2>&1 5>&- 6>&- 7>&- 8>&- 9>&-
+shift
 read -r boot < /proc/sys/kernel/random/boot_id
 read -r stat < /proc/$$/stat
 printf '%s\n%s\n' "$boot" "$stat" > "$0"
-exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-
 exec setsid "$@"
 "#;
+
+/// What QEMU is given besides its arguments.
+#[derive(Debug)]
+pub(crate) struct Inherited {
+    /// It answers QMP on this one.
+    pub(crate) monitor: UnixListener,
+    /// It connects the guest's port of the bus on this one.
+    pub(crate) bus_port: Option<UnixListener>,
+    /// The memory of the bus.
+    pub(crate) bus_memory: Option<OwnedFd>,
+}
 
 /// A QEMU process of this host, ours or one that an earlier gateway started.
 #[derive(Debug)]
@@ -48,23 +67,26 @@ pub(crate) enum Exit {
 }
 
 impl Process {
-    /// Starts QEMU with `arguments`; it answers QMP on `listener`.
+    /// Starts QEMU with `arguments`.
     pub(crate) fn start(
         qemu: &Path,
         arguments: &[String],
         folder: &RuntimeFolder,
-        listener: UnixListener,
+        inherited: Inherited,
     ) -> io::Result<Self> {
+        let Inherited { monitor, bus_port, bus_memory } = inherited;
         let log = folder.new_log()?;
         let child = Command::new("/bin/sh")
             .args(["-c", LAUNCHER])
             .arg(folder.pid_file())
+            .arg(log)
             .arg(qemu)
             .args(arguments)
             .current_dir("/")
-            .stdin(Stdio::from(OwnedFd::from(listener)))
-            .stdout(log.try_clone()?)
-            .stderr(log)
+            .stdin(Stdio::from(OwnedFd::from(monitor)))
+            // Only these three can be handed over without a moment in which another child could get them, too.
+            .stdout(bus_port.map_or_else(Stdio::null, |listener| OwnedFd::from(listener).into()))
+            .stderr(bus_memory.map_or_else(Stdio::null, Stdio::from))
             .spawn()?;
         // `Child` does not end or reap anything when it is dropped; the pidfd does both.
         let pid = Pid::from_child(&child);

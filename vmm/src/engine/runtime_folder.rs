@@ -1,4 +1,4 @@
-//! The files by which a VM's QEMU is found: `qmp.sock`, `pid`, `qemu.log`.
+//! The files by which a VM's QEMU is found: `qmp.sock`, `bus.sock`, `pid`, `qemu.log`.
 //!
 //! They are facts of one run, never settings. `pid` holds the line of `/proc/PID/stat` and the host's boot
 //! identity, so that a number that was given to another process since is not mistaken for QEMU.
@@ -9,17 +9,21 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use tokio::net::UnixStream;
 
 const QMP_SOCKET: &str = "qmp.sock";
+const BUS_SOCKET: &str = "bus.sock";
 const PID: &str = "pid";
 const LOG: &str = "qemu.log";
 /// Longest log that is kept.
 const MAX_LOG: u64 = 4 * 1024 * 1024;
 /// Longest note of a process.
 const MAX_PID: u64 = 4096;
+/// How soon a socket before which others wait is tried again.
+const CONNECT_AGAIN: Duration = Duration::from_millis(10);
 /// How much of the end of the log is looked at.
 const LOG_TAIL: u64 = 8 * 1024;
 
@@ -65,28 +69,34 @@ impl RuntimeFolder {
     }
 
     /// A socket that QEMU will answer QMP on; who connects before QEMU is ready waits.
-    pub(crate) fn listen(&self) -> io::Result<UnixListener> {
-        let path = self.socket_path();
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        UnixListener::bind(path)
+    pub(crate) fn listen_monitor(&self) -> io::Result<UnixListener> {
+        self.listen(QMP_SOCKET)
     }
 
-    /// Connects to QEMU's monitor.
-    pub(crate) async fn connect(&self) -> io::Result<UnixStream> {
-        UnixStream::connect(self.socket_path()).await
+    /// A socket that QEMU will connect to the guest's port of the bus.
+    pub(crate) fn listen_bus_port(&self) -> io::Result<UnixListener> {
+        self.listen(BUS_SOCKET)
+    }
+
+    /// Connects to QEMU's monitor. Waits for as long as QEMU takes nobody: the caller has a deadline.
+    pub(crate) async fn connect_monitor(&self) -> io::Result<UnixStream> {
+        self.connect(QMP_SOCKET).await
+    }
+
+    /// Connects to the guest's port of the bus. Waits as for the monitor.
+    pub(crate) async fn connect_bus_port(&self) -> io::Result<UnixStream> {
+        self.connect(BUS_SOCKET).await
     }
 
     /// An empty log for QEMU's standard output and error; the one before is kept beside it.
-    pub(crate) fn new_log(&self) -> io::Result<File> {
+    pub(crate) fn new_log(&self) -> io::Result<PathBuf> {
         let path = self.path.join(LOG);
         match fs::rename(&path, self.path.join("qemu.log.1")) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        File::options().append(true).create_new(true).mode(0o600).open(path)
+        File::options().append(true).create_new(true).mode(0o600).open(&path)?;
+        Ok(path)
     }
 
     /// The last `lines` lines QEMU wrote.
@@ -125,7 +135,7 @@ impl RuntimeFolder {
 
     /// Notes that QEMU was ended in order.
     pub(crate) fn forget_process(&self) {
-        for name in [PID, QMP_SOCKET] {
+        for name in [PID, QMP_SOCKET, BUS_SOCKET] {
             if let Err(error) = fs::remove_file(self.path.join(name))
                 && error.kind() != io::ErrorKind::NotFound
             {
@@ -140,8 +150,27 @@ impl RuntimeFolder {
         Some(text)
     }
 
-    fn socket_path(&self) -> PathBuf {
-        format!("/proc/self/fd/{}/{QMP_SOCKET}", self.folder.as_raw_fd()).into()
+    fn listen(&self, name: &str) -> io::Result<UnixListener> {
+        let path = self.socket_path(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        UnixListener::bind(path)
+    }
+
+    async fn connect(&self, name: &str) -> io::Result<UnixStream> {
+        loop {
+            match UnixStream::connect(self.socket_path(name)).await {
+                // QEMU lets two wait (it calls listen(2) with 1). Of room for another the kernel tells only who blocks.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(CONNECT_AGAIN).await,
+                connected => return connected,
+            }
+        }
+    }
+
+    fn socket_path(&self, name: &str) -> PathBuf {
+        format!("/proc/self/fd/{}/{name}", self.folder.as_raw_fd()).into()
     }
 
     fn read_log(&self) -> io::Result<Vec<u8>> {

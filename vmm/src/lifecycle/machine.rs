@@ -1,6 +1,7 @@
-//! One QEMU with all that hangs on it: its process, its monitor, its display.
+//! One QEMU with all that hangs on it: its process, its monitor, its display, its port of the bus.
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +10,10 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::bus::{BusMemory, BusShared, Plugged};
+use crate::definition::Bus;
 use crate::display::{Display, Link};
-use crate::engine::{Event, Exit, Process, Qmp, QmpError, RuntimeFolder};
+use crate::engine::{BUS_CHARDEV, Event, Exit, Inherited, Process, Qmp, QmpError, RuntimeFolder};
 use crate::host::Deadlines;
 
 /// Lines of QEMU's output that a reason quotes.
@@ -20,11 +23,28 @@ const REASON_LINES: usize = 6;
 #[derive(Debug)]
 pub(super) struct Machine {
     process: Process,
-    folder: RuntimeFolder,
+    folder: Arc<RuntimeFolder>,
     deadlines: Deadlines,
     /// None while QEMU does not answer.
     monitor: Option<Monitor>,
     link: Option<Link>,
+    /// Dropped with the rest: nobody shall connect to what has ended.
+    _plugged: Plugged,
+}
+
+/// Those who look at a VM from outside, whichever QEMU it has.
+#[derive(Debug, Clone)]
+pub(crate) struct Connections {
+    pub(crate) display: Arc<Display>,
+    pub(crate) bus: Arc<BusShared>,
+}
+
+/// The QEMU to start.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Plan<'a> {
+    pub(super) qemu: &'a Path,
+    pub(super) arguments: &'a [String],
+    pub(super) bus: Bus,
 }
 
 #[derive(Debug)]
@@ -50,6 +70,8 @@ pub(super) enum Happening {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RunState {
     Running,
+    /// They wait for something to wake the guest from its sleep.
+    Suspended,
     /// They stand still, for the reason given if it is not that somebody asked for it.
     Paused(Option<&'static str>),
     /// They stand still because a disk failed; an event says which and how.
@@ -63,15 +85,18 @@ pub(super) enum RunState {
 impl Machine {
     /// Starts a QEMU that waits for [`resume`](Self::resume).
     pub(super) async fn start(
-        qemu: &Path,
-        arguments: &[String],
+        plan: Plan<'_>,
         folder: RuntimeFolder,
+        connections: &Connections,
         deadlines: Deadlines,
     ) -> Result<Self, String> {
-        let listener = folder.listen().map_err(|error| format!("cannot make the monitor's socket: {error}"))?;
-        let process = Process::start(qemu, arguments, &folder, listener)
-            .map_err(|error| format!("cannot start {}: {error}", qemu.display()))?;
-        let mut machine = Self { process, folder, deadlines, monitor: None, link: None };
+        let memory = (plan.bus.enabled && plan.bus.memory > 0).then(|| BusMemory::create(plan.bus.memory)).transpose();
+        let memory = memory.map_err(|error| format!("cannot make the memory of the bus: {error}"))?;
+        let inherited = inherited(plan.bus, &folder, memory.as_ref())
+            .map_err(|error| format!("cannot make QEMU's sockets: {error}"))?;
+        let process = Process::start(plan.qemu, plan.arguments, &folder, inherited)
+            .map_err(|error| format!("cannot start {}: {error}", plan.qemu.display()))?;
+        let mut machine = Self::new(process, folder, memory, connections, deadlines);
         match machine.connect(deadlines.start).await {
             Ok(()) => Ok(machine),
             Err(reason) => {
@@ -82,11 +107,29 @@ impl Machine {
     }
 
     /// The QEMU that an earlier gateway started, when it still runs.
-    pub(super) fn find(folder: RuntimeFolder, deadlines: Deadlines) -> io::Result<Result<Self, RuntimeFolder>> {
-        Ok(match Process::find(&folder)? {
-            Some(process) => Ok(Self { process, folder, deadlines, monitor: None, link: None }),
-            None => Err(folder),
-        })
+    pub(super) fn find(
+        folder: RuntimeFolder,
+        connections: &Connections,
+        deadlines: Deadlines,
+    ) -> io::Result<Result<Self, RuntimeFolder>> {
+        let Some(process) = Process::find(&folder)? else { return Ok(Err(folder)) };
+        let memory = BusMemory::of_process(process.pid()).unwrap_or_else(|error| {
+            tracing::warn!(pid = process.pid(), %error, "the memory of the bus is out of reach; its port does without");
+            None
+        });
+        Ok(Ok(Self::new(process, folder, memory, connections, deadlines)))
+    }
+
+    fn new(
+        process: Process,
+        folder: RuntimeFolder,
+        memory: Option<BusMemory>,
+        connections: &Connections,
+        deadlines: Deadlines,
+    ) -> Self {
+        let folder = Arc::new(folder);
+        let plugged = connections.bus.plug_in(folder.clone(), memory);
+        Self { process, folder, deadlines, monitor: None, link: None, _plugged: plugged }
     }
 
     /// Opens the monitor, unless it is open.
@@ -95,7 +138,7 @@ impl Machine {
             return Ok(());
         }
         let open = async {
-            let stream = self.folder.connect().await.map_err(QmpError::Io)?;
+            let stream = self.folder.connect_monitor().await.map_err(QmpError::Io)?;
             Qmp::open(stream, self.deadlines.command).await
         };
         let opened = tokio::select! {
@@ -173,6 +216,13 @@ impl Machine {
         Ok(RunState::from_qmp(status["status"].as_str().unwrap_or_default()))
     }
 
+    /// Whether the guest has the port of the bus open; none if there is no port.
+    pub(super) async fn bus_port(&self) -> Result<Option<bool>, QmpError> {
+        let chardevs = self.execute("query-chardev", json!({})).await?;
+        let port = chardevs.as_array().and_then(|list| list.iter().find(|chardev| chardev["label"] == BUS_CHARDEV));
+        Ok(port.map(|chardev| chardev["frontend-open"] == Value::Bool(true)))
+    }
+
     /// Ends it: politely when it listens, else by force.
     pub(super) async fn end(mut self) -> Result<(), String> {
         self.detach().await;
@@ -240,6 +290,15 @@ pub(super) struct End {
     reason: String,
 }
 
+/// What QEMU is given: sockets that listen already, and the memory of the bus.
+fn inherited(bus: Bus, folder: &RuntimeFolder, memory: Option<&BusMemory>) -> io::Result<Inherited> {
+    Ok(Inherited {
+        monitor: folder.listen_monitor()?,
+        bus_port: bus.enabled.then(|| folder.listen_bus_port()).transpose()?,
+        bus_memory: memory.map(|memory| memory.as_fd().try_clone_to_owned()).transpose()?,
+    })
+}
+
 impl RunState {
     /// Reads a `RunState` of QEMU's qapi/run-state.json.
     fn from_qmp(status: &str) -> Self {
@@ -253,7 +312,8 @@ impl RunState {
             "watchdog" => Self::Paused(Some("the guest's watchdog ran out")),
             "shutdown" => Self::ShutDown,
             "internal-error" => Self::Broken,
-            // "running", and "suspended", out of which the guest wakes by itself.
+            "suspended" => Self::Suspended,
+            // "running", and what later QEMUs may think of.
             _ => Self::Running,
         }
     }
@@ -266,7 +326,7 @@ mod tests {
     #[test]
     fn qemus_states_are_ours() {
         assert_eq!(RunState::from_qmp("running"), RunState::Running);
-        assert_eq!(RunState::from_qmp("suspended"), RunState::Running);
+        assert_eq!(RunState::from_qmp("suspended"), RunState::Suspended);
         assert_eq!(RunState::from_qmp("paused"), RunState::Paused(None));
         assert_eq!(RunState::from_qmp("shutdown"), RunState::ShutDown);
         assert_eq!(RunState::from_qmp("internal-error"), RunState::Broken);

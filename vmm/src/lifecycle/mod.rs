@@ -21,4 +21,5 @@ mod request_queue;
 mod state;
 
 pub(crate) use driver::{Driver, Message};
+pub(crate) use machine::Connections;
 pub use state::{Refusal, Request, RequestError, Status, VmState};

@@ -3,6 +3,7 @@
 //! Most tests need nothing but QEMU and its firmware. Those that need a guest take the console image from the
 //! environment, as `./x test` sets it.
 
+mod bus;
 mod display;
 mod failures;
 mod kit;

@@ -14,7 +14,7 @@ impl Driver {
     /// Finds out what became of the VM while there was no gateway.
     pub(super) async fn take_back(&mut self) {
         let Ok(folder) = RuntimeFolder::open(&self.runtime) else { return };
-        match Machine::find(folder, self.host.config.deadlines) {
+        match Machine::find(folder, &self.connections, self.host.config.deadlines) {
             Ok(Ok(machine)) => {
                 self.status.send_modify(|status| status.pid = Some(machine.pid()));
                 self.machine = Some(machine);
@@ -53,6 +53,7 @@ impl Driver {
             return;
         }
         self.look().await;
+        self.look_at_port().await;
         self.name_accelerator().await;
         self.attach_if_missing().await;
     }
@@ -95,6 +96,7 @@ impl Driver {
 
     async fn handle_event(&mut self, event: &Event) {
         tracing::debug!(event = event.name, data = %event.data, "QEMU");
+        self.connections.bus.note(event);
         match event.name.as_str() {
             "BLOCK_IO_ERROR" if event.data["action"] == "stop" => {
                 let text = |key: &str| event.data[key].as_str().unwrap_or("?").to_owned();
@@ -104,11 +106,13 @@ impl Driver {
                 self.look().await;
             }
             "STOP" | "RESUME" | "SHUTDOWN" | "GUEST_PANICKED" | "RESET" | "WATCHDOG" => self.look().await,
-            _ => {
-                if self.machine.as_ref().is_some_and(Machine::take_missed_events) {
-                    self.look().await;
-                }
-            }
+            _ => {}
+        }
+        if self.machine.as_ref().is_some_and(Machine::take_missed_events) {
+            self.look().await;
+            self.look_at_port().await;
+            // One of them may have been a reset, and one too many is noticed by nobody but the agent.
+            self.connections.bus.count_reset();
         }
     }
 
@@ -123,8 +127,12 @@ impl Driver {
     /// Makes the state what QEMU says it is.
     pub(super) async fn look(&mut self) {
         let Some(machine) = &self.machine else { return };
-        match machine.run_state().await {
-            Ok(RunState::Running) => {
+        let state = machine.run_state().await;
+        if let Ok(state) = &state {
+            self.connections.bus.set_running(*state == RunState::Running);
+        }
+        match state {
+            Ok(RunState::Running | RunState::Suspended) => {
                 self.disk_failure = None;
                 self.enter(VmState::Running, None);
             }
@@ -141,6 +149,16 @@ impl Driver {
             // The process has ended too, or the connection is found closed: what is to be said comes from there.
             Err(QmpError::Closed) => {}
             Err(error) => self.enter(VmState::Failed, Some(error.to_string())),
+        }
+    }
+
+    /// Asks whether there is a port of the bus and who has it open: what happened to it before is told by no event.
+    pub(super) async fn look_at_port(&self) {
+        let Some(machine) = &self.machine else { return };
+        match machine.bus_port().await {
+            Ok(port) => self.connections.bus.set_port(port),
+            // It is asked again when QEMU is found to answer.
+            Err(error) => tracing::debug!(%error, "the port of the bus cannot be looked at"),
         }
     }
 
@@ -207,7 +225,7 @@ impl Driver {
     /// Connects the display. A VM without one still runs: it is tried again.
     pub(super) async fn attach(&mut self) {
         let Some(machine) = &mut self.machine else { return };
-        if let Err(reason) = machine.attach(&self.display).await {
+        if let Err(reason) = machine.attach(&self.connections.display).await {
             tracing::warn!(reason, "the display cannot be reached");
             self.next_attach = Some(Instant::now() + RETRY_AFTER);
         }

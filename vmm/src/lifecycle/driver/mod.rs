@@ -13,11 +13,10 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::machine::Machine;
+use super::machine::{Connections, Machine};
 use super::request_queue::{Process, RequestId, RequestQueue, Step};
 use super::state::{Request, RequestError, Status, VmState};
 use crate::definition::Definition;
-use crate::display::Display;
 use crate::host::HostShared;
 
 /// How soon a display or a monitor that was lost, or a QEMU that does not answer, is tried again.
@@ -47,7 +46,7 @@ pub(crate) struct Driver {
     /// The file the definition is in.
     file: PathBuf,
     runtime: PathBuf,
-    display: Arc<Display>,
+    connections: Connections,
     messages: mpsc::Receiver<Message>,
     status: watch::Sender<Status>,
     queue: RequestQueue,
@@ -67,7 +66,7 @@ impl Driver {
         host: Arc<HostShared>,
         definition: Arc<Definition>,
         file: PathBuf,
-        display: Arc<Display>,
+        connections: Connections,
         messages: mpsc::Receiver<Message>,
         status: watch::Sender<Status>,
     ) -> Self {
@@ -79,7 +78,7 @@ impl Driver {
             definition,
             file,
             runtime,
-            display,
+            connections,
             messages,
             status,
             queue: RequestQueue::new(state, Process::None),

@@ -12,7 +12,7 @@ use super::{Driver, RequestId, Trouble, VmState};
 use crate::accelerator::AcceleratorReport;
 use crate::definition::{Accelerator, sync_folder};
 use crate::engine::{DISPLAY_DEVICE, Launch, QmpError, RuntimeFolder, arguments};
-use crate::lifecycle::machine::Machine;
+use crate::lifecycle::machine::{Machine, Plan};
 
 impl Driver {
     pub(super) async fn start(&mut self) -> Result<(), Trouble> {
@@ -29,9 +29,11 @@ impl Driver {
         let folder = RuntimeFolder::create(&self.runtime)
             .map_err(|error| Trouble::Failed(format!("runtime folder {}: {error}", self.runtime.display())))?;
         let arguments = arguments(&self.definition, &self.launch(report.accelerator));
-        let machine = Machine::start(&self.host.qemu, &arguments, folder, self.host.config.deadlines).await;
+        let plan = Plan { qemu: &self.host.qemu, arguments: &arguments, bus: self.definition.bus };
+        let machine = Machine::start(plan, folder, &self.connections, self.host.config.deadlines).await;
         let machine = self.machine.insert(machine.map_err(Trouble::Failed)?);
         self.status.send_modify(|status| status.pid = Some(machine.pid()));
+        self.look_at_port().await;
         self.attach().await;
         self.run_processors().await?;
         self.enter(VmState::Running, None);
