@@ -183,12 +183,12 @@ macro_rules! choice {
 
 /// A number with a name for each value; others are malformed.
 macro_rules! codes {
-    ($(#[$meta:meta])* pub enum $name:ident: $integer:ident {
+    ($(#[$meta:meta])* $vis:vis enum $name:ident: $integer:ident {
         $($(#[$variant_meta:meta])* $variant:ident = $code:literal),* $(,)?
     }) => {
         $(#[$meta])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum $name {
+        $vis enum $name {
             $($(#[$variant_meta])* $variant),*
         }
 

@@ -10,6 +10,7 @@ pub mod input;
 pub mod memory;
 pub mod shutdown;
 pub mod time_sync;
+pub mod video;
 
 mod bounded;
 mod define;

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::{Class, guest_info, heartbeat, input, memory, shutdown, time_sync};
+use super::{Class, guest_info, heartbeat, input, memory, shutdown, time_sync, video};
 
 /// For each kind of message: any that can be reads as it was written, no longer than it says it may be and fits its
 /// class; the start of one is refused; bytes behind its end are ignored; any bytes are read without a panic, and what
@@ -58,6 +58,8 @@ macro_rules! hold {
 hold! {
     input_to_guest: Input, input::ToGuest;
     input_to_host: Input, input::ToHost;
+    video_to_guest: Video, video::ToGuest;
+    video_to_host: Video, video::ToHost;
     heartbeat_to_guest: Heartbeat, heartbeat::ToGuest;
     heartbeat_to_host: Heartbeat, heartbeat::ToHost;
     time_sync_to_guest: TimeSync, time_sync::ToGuest;
