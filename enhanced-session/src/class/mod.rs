@@ -4,6 +4,8 @@
 
 use uuid::{Uuid, uuid};
 
+pub mod audio_in;
+pub mod audio_out;
 pub mod guest_info;
 pub mod heartbeat;
 pub mod input;
@@ -12,6 +14,7 @@ pub mod shutdown;
 pub mod time_sync;
 pub mod video;
 
+mod audio;
 mod bounded;
 mod define;
 mod field;

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::{Class, guest_info, heartbeat, input, memory, shutdown, time_sync, video};
+use super::{Class, audio_in, audio_out, guest_info, heartbeat, input, memory, shutdown, time_sync, video};
 
 /// For each kind of message: any that can be reads as it was written, no longer than it says it may be and fits its
 /// class; the start of one is refused; bytes behind its end are ignored; any bytes are read without a panic, and what
@@ -60,6 +60,10 @@ hold! {
     input_to_host: Input, input::ToHost;
     video_to_guest: Video, video::ToGuest;
     video_to_host: Video, video::ToHost;
+    audio_out_to_guest: AudioOut, audio_out::ToGuest;
+    audio_out_to_host: AudioOut, audio_out::ToHost;
+    audio_in_to_guest: AudioIn, audio_in::ToGuest;
+    audio_in_to_host: AudioIn, audio_in::ToHost;
     heartbeat_to_guest: Heartbeat, heartbeat::ToGuest;
     heartbeat_to_host: Heartbeat, heartbeat::ToHost;
     time_sync_to_guest: TimeSync, time_sync::ToGuest;
