@@ -6,6 +6,8 @@ use uuid::{Uuid, uuid};
 
 pub mod audio_in;
 pub mod audio_out;
+pub mod clipboard;
+pub mod folder;
 pub mod guest_info;
 pub mod heartbeat;
 pub mod input;
@@ -19,6 +21,7 @@ mod bounded;
 mod define;
 mod field;
 mod file_time;
+mod name;
 #[cfg(test)]
 mod round_trips;
 

@@ -2,7 +2,9 @@
 
 use proptest::prelude::*;
 
-use super::{Class, audio_in, audio_out, guest_info, heartbeat, input, memory, shutdown, time_sync, video};
+use super::{
+    Class, audio_in, audio_out, clipboard, folder, guest_info, heartbeat, input, memory, shutdown, time_sync, video,
+};
 
 /// For each kind of message: any that can be reads as it was written, no longer than it says it may be and fits its
 /// class; the start of one is refused; bytes behind its end are ignored; any bytes are read without a panic, and what
@@ -64,6 +66,13 @@ hold! {
     audio_out_to_host: AudioOut, audio_out::ToHost;
     audio_in_to_guest: AudioIn, audio_in::ToGuest;
     audio_in_to_host: AudioIn, audio_in::ToHost;
+    clipboard_message: Clipboard, clipboard::Message;
+    clipboard_request: Clipboard, clipboard::Request;
+    clipboard_response: Clipboard, clipboard::Response;
+    folder_to_guest: Folder, folder::ToGuest;
+    folder_to_host: Folder, folder::ToHost;
+    folder_request: Folder, folder::Request;
+    folder_response: Folder, folder::Response;
     heartbeat_to_guest: Heartbeat, heartbeat::ToGuest;
     heartbeat_to_host: Heartbeat, heartbeat::ToHost;
     time_sync_to_guest: TimeSync, time_sync::ToGuest;
