@@ -14,6 +14,7 @@ pub mod input;
 pub mod memory;
 pub mod shutdown;
 pub mod time_sync;
+pub mod usb;
 pub mod video;
 
 mod audio;

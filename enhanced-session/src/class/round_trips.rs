@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 
 use super::{
-    Class, audio_in, audio_out, clipboard, folder, guest_info, heartbeat, input, memory, shutdown, time_sync, video,
+    Class, audio_in, audio_out, clipboard, folder, guest_info, heartbeat, input, memory, shutdown, time_sync, usb,
+    video,
 };
 
 /// For each kind of message: any that can be reads as it was written, no longer than it says it may be and fits its
@@ -73,6 +74,10 @@ hold! {
     folder_to_host: Folder, folder::ToHost;
     folder_request: Folder, folder::Request;
     folder_response: Folder, folder::Response;
+    usb_to_guest: Usb, usb::ToGuest;
+    usb_to_host: Usb, usb::ToHost;
+    usb_request: Usb, usb::Request;
+    usb_response: Usb, usb::Response;
     heartbeat_to_guest: Heartbeat, heartbeat::ToGuest;
     heartbeat_to_host: Heartbeat, heartbeat::ToHost;
     time_sync_to_guest: TimeSync, time_sync::ToGuest;
