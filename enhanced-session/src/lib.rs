@@ -17,6 +17,7 @@
 
 pub mod class;
 pub mod control;
+pub mod endpoint;
 pub mod message;
 pub mod packet;
 pub mod region;

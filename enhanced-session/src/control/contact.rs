@@ -28,6 +28,12 @@ impl Features {
         Self(self.0 & other.0)
     }
 
+    /// Those of either.
+    #[must_use]
+    pub const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     /// Whether all of `other` are among them.
     #[must_use]
     pub const fn has(self, other: Self) -> bool {

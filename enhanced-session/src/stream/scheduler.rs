@@ -73,9 +73,9 @@ impl Scheduler {
         Self::default()
     }
 
-    /// Forgets everything, and says SYNC.
-    pub fn start_over(&mut self, sync: SyncBody) {
-        *self = Self { sync: Some(sync), ..Self::default() };
+    /// Forgets everything, and says SYNC, if there is one to say. It stays held, if it is.
+    pub fn start_over(&mut self, sync: Option<SyncBody>) {
+        *self = Self { sync, held: self.held, ..Self::default() };
     }
 
     /// SYNC goes first. A later one says all that an earlier one did.
@@ -373,7 +373,7 @@ mod tests {
         let mut scheduler = scheduler(&[Class::Input]);
         scheduler.submit(1, message(1));
         scheduler.push_control(vec![0; 16]);
-        scheduler.start_over(SyncBody { epoch: 1, random: 1, echo: 1 });
+        scheduler.start_over(Some(SyncBody { epoch: 1, random: 1, echo: 1 }));
         assert_eq!([next(&mut scheduler), next(&mut scheduler)], [Some((0, 32)), None]);
         assert_eq!(scheduler.control_queued(), 0);
     }

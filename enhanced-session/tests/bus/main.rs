@@ -1,0 +1,4 @@
+//! The bus with both ends in memory.
+
+mod connect;
+mod pair;
