@@ -1,6 +1,7 @@
 //! Oracles for fuzz targets: each takes any bytes and panics only when an invariant is broken.
 
 mod session;
+mod touch;
 
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use crate::front::first_bytes::{FIRST_BYTES, classify};
 use crate::front::{FrameSplitter, SecurityPolicy, Target, connection_request, preconnection};
 pub use crate::graphics::fuzz_gfx_client_message;
 pub use session::{fuzz_display_control, fuzz_dynamic_channels, fuzz_input, fuzz_session, fuzz_static_channel};
+pub use touch::fuzz_touch;
 
 /// A verdict about the first bytes comes in time and never changes.
 pub fn fuzz_first_bytes(bytes: &[u8]) {

@@ -16,7 +16,7 @@ pub use mutate::Mutator;
 pub type Oracle = fn(&[u8]);
 
 /// Every fuzz target and its oracle. The names are those of `fuzz/fuzz_targets` and `fuzz/seeds`.
-pub const TARGETS: [(&str, Oracle); 14] = [
+pub const TARGETS: [(&str, Oracle); 15] = [
     ("connection_request", rdp::fuzz_connection_request),
     ("credssp", rdp::fuzz_credssp),
     ("definition", vm::fuzz_definition),
@@ -31,4 +31,5 @@ pub const TARGETS: [(&str, Oracle); 14] = [
     ("preconnection", rdp::fuzz_preconnection),
     ("session", rdp::fuzz_session),
     ("static_channel", rdp::fuzz_static_channel),
+    ("touch", rdp::fuzz_touch),
 ];

@@ -83,5 +83,6 @@ smoke!(
     ntlm,
     preconnection,
     session,
-    static_channel
+    static_channel,
+    touch
 );

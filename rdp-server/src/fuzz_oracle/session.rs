@@ -172,7 +172,7 @@ fn whole_chunk(message: &[u8]) -> Vec<u8> {
 }
 
 /// The pieces of an input: each after two bytes with its length, the last as long as there are bytes.
-struct Pieces<'a>(&'a [u8]);
+pub(super) struct Pieces<'a>(pub(super) &'a [u8]);
 
 impl<'a> Iterator for Pieces<'a> {
     type Item = &'a [u8];
