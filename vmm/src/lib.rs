@@ -10,6 +10,7 @@
 //! * `host`: all VMs; takes back QEMUs that outlived the gateway,
 //! * `vm`: the handle everybody else uses,
 //! * `lifecycle`: states, requests, and the one task per VM that changes anything,
+//! * `memory`: how much memory each guest has,
 //! * `engine`: QEMU's command line as a value, its process, its monitor protocol,
 //! * `accelerator`: whether KVM really works here,
 //! * `display`: pictures and cursors out of QEMU, keys and pointers into it,
@@ -26,6 +27,7 @@ mod engine;
 pub mod fuzz_oracle;
 mod host;
 mod lifecycle;
+pub mod memory;
 mod vm;
 
 pub use accelerator::AcceleratorReport;
