@@ -87,6 +87,13 @@ impl<M: SharedMemory> Consumer<M> {
         Ok(std::mem::replace(&mut self.kick, Kick::NotNeeded))
     }
 
+    /// Lets the counters of an empty ring go on from `count`.
+    #[cfg(test)]
+    pub(super) fn set_count(&mut self, count: u32) {
+        (self.produced, self.consumed, self.published) = (count, count, count);
+        self.memory.store_u32(self.grant.word(Word::Out), count, Release);
+    }
+
     /// Looks for packets. When there are none it gives back all room, unmasks, and looks once more: a producer either
     /// sees that we sleep, or we see what it published.
     fn look(&mut self) -> Result<bool, RingFault> {
@@ -115,7 +122,7 @@ impl<M: SharedMemory> Consumer<M> {
         self.memory.store_u32(self.grant.word(Word::Out), self.consumed, Release);
         let published_before = std::mem::replace(&mut self.published, self.consumed);
         self.memory.fence();
-        let wanted = self.memory.load_u32(self.grant.word(Word::PendingSend), Acquire);
+        let wanted = self.memory.load_u32(self.grant.word(Word::PendingSend), Relaxed);
         self.observe_in()?;
         // Both from the same `in`. From an older one, the room before could seem to have been enough, and nobody kicks.
         let room = |out| self.grant.data_size().saturating_sub(self.produced.wrapping_sub(out));

@@ -1,5 +1,9 @@
 //! Rings in one process.
 
+mod adversary;
+mod models;
+mod random;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
@@ -165,6 +169,16 @@ fn a_full_ring_asks_for_the_room_it_needs() {
 
     assert_eq!(ring.push(&payload), Push::Done);
     assert_eq!(ring.word(Word::PendingSend), 0);
+}
+
+#[test]
+fn room_that_is_just_enough_is_worth_a_kick() {
+    let mut ring = Ring::new();
+    let payload = vec![7; max_payload(SIZE) as usize];
+    while ring.push(&payload) == Push::Done {}
+    assert!(ring.pop().is_some());
+    assert_eq!(ring.give_back(), Kick::Needed);
+    assert_eq!(ring.push(&payload), Push::Done);
 }
 
 #[test]
