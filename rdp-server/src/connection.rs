@@ -10,6 +10,8 @@
 //!            poll_output              deny_shutdown, disconnect, …
 //! ```
 
+mod touch;
+
 use std::collections::VecDeque;
 
 use console::{Rect, Size};
@@ -29,6 +31,8 @@ use crate::channels::mcs;
 use crate::channels::static_channel::{ChunkError, Reassembly, encode_message};
 use crate::input::{self, InputError, InputEvent};
 
+use touch::Touch;
+
 /// Name of the graphics pipeline's dynamic channel (MS-RDPEGFX 2.1).
 pub const GRAPHICS_CHANNEL_NAME: &str = "Microsoft::Windows::RDS::Graphics";
 
@@ -43,6 +47,8 @@ pub struct ConnectionConfig {
     pub dynamic_channel_id: Option<u16>,
     /// The client takes the graphics pipeline (RNS_UD_CS_SUPPORT_DYNVC_GFX_PROTOCOL, MS-RDPBCGR 2.2.1.3.2).
     pub graphics_pipeline: bool,
+    /// The client's desktop; [`Connection::set_desktop`] tells another.
+    pub desktop_size: Size,
 }
 
 impl From<&Handshake> for ConnectionConfig {
@@ -53,6 +59,7 @@ impl From<&Handshake> for ConnectionConfig {
             message_channel_id: handshake.message_channel_id,
             dynamic_channel_id: handshake.channel_id("drdynvc"),
             graphics_pipeline: early.contains(ClientEarlyCapabilityFlags::SUPPORT_DYN_VC_GFX_PROTOCOL),
+            desktop_size: handshake.desktop_size,
         }
     }
 }
@@ -60,7 +67,7 @@ impl From<&Handshake> for ConnectionConfig {
 /// Something that the client did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// Keyboard or pointer.
+    /// Keyboard, pointer, fingers or pen.
     Input(InputEvent),
     /// The client wants its monitor in this size.
     WantedSize(Size),
@@ -137,6 +144,7 @@ pub struct Connection {
     dynamic: DynamicChannels,
     graphics: Option<DynamicChannelId>,
     display_control: Option<DynamicChannelId>,
+    touch: Touch,
     reactivating: bool,
     events: VecDeque<Event>,
     output: VecDeque<Vec<u8>>,
@@ -151,6 +159,7 @@ impl Connection {
             dynamic: DynamicChannels::new(),
             graphics: None,
             display_control: None,
+            touch: Touch::new(config.desktop_size),
             reactivating: false,
             events: VecDeque::new(),
             output: VecDeque::new(),
@@ -262,7 +271,14 @@ impl Connection {
                 return Ok(());
             }
             ShareDataPdu::FrameAcknowledge(acknowledge) => Event::FrameAcknowledged(acknowledge.frame_id),
-            ShareDataPdu::SuppressOutput(suppress) => Event::SuppressOutput(suppress.desktop_rect.is_none()),
+            ShareDataPdu::SuppressOutput(suppress) => {
+                let suppressed = suppress.desktop_rect.is_none();
+                if suppressed {
+                    // A window that is not to be seen is not touched, and its client may not say so.
+                    self.cancel_touch();
+                }
+                Event::SuppressOutput(suppressed)
+            }
             ShareDataPdu::RefreshRectangle(refresh) => {
                 self.events.extend(refresh.areas_to_refresh.iter().filter_map(rect).map(Event::Refresh));
                 return Ok(());
@@ -287,31 +303,42 @@ impl Connection {
         match self.dynamic.handle_pdu(message)? {
             None => {}
             Some(DynamicEvent::Ready) => self.open_channels(),
-            Some(DynamicEvent::Opened(id)) if Some(id) == self.display_control => {
-                self.send_dynamic_data(id, &display_control::capabilities());
-            }
-            Some(DynamicEvent::Opened(id)) => {
-                if let (Some(static_channel_id), true) = (self.config.dynamic_channel_id, Some(id) == self.graphics) {
-                    self.events.push_back(Event::GraphicsOpened(GraphicsAddress { static_channel_id, channel: id }));
-                }
-            }
+            Some(DynamicEvent::Opened(id)) => self.handle_opened(id),
             Some(DynamicEvent::Closed(id)) => self.handle_closed(id),
-            Some(DynamicEvent::Message(id, message)) => {
-                if Some(id) == self.graphics {
-                    self.events.push_back(Event::GraphicsMessage(message));
-                } else if Some(id) == self.display_control {
-                    match display_control::wanted_size(&message) {
-                        Ok(Some(size)) => self.events.push_back(Event::WantedSize(size)),
-                        Ok(None) => {}
-                        Err(error) => {
-                            tracing::debug!(%error, "display control channel closed");
-                            self.close_channel(id);
-                        }
-                    }
-                }
-            }
+            Some(DynamicEvent::Message(id, message)) => self.handle_message(id, message),
         }
         Ok(())
+    }
+
+    fn handle_opened(&mut self, id: DynamicChannelId) {
+        if Some(id) == self.display_control {
+            self.send_dynamic_data(id, &display_control::capabilities());
+        } else if let (Some(static_channel_id), true) = (self.config.dynamic_channel_id, Some(id) == self.graphics) {
+            self.events.push_back(Event::GraphicsOpened(GraphicsAddress { static_channel_id, channel: id }));
+        } else if self.touch.is(id) {
+            self.touch_opened();
+        }
+    }
+
+    /// A message that breaks its channel's rules costs the client that channel.
+    fn handle_message(&mut self, id: DynamicChannelId, message: Vec<u8>) {
+        if Some(id) == self.graphics {
+            self.events.push_back(Event::GraphicsMessage(message));
+        } else if Some(id) == self.display_control {
+            match display_control::wanted_size(&message) {
+                Ok(Some(size)) => self.events.push_back(Event::WantedSize(size)),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::debug!(%error, "display control channel closed");
+                    self.close_channel(id);
+                }
+            }
+        } else if self.touch.is(id)
+            && let Err(error) = self.handle_touch(&message)
+        {
+            tracing::debug!(%error, "touch channel closed");
+            self.close_channel(id);
+        }
     }
 
     fn open_channels(&mut self) {
@@ -325,6 +352,7 @@ impl Connection {
         let (id, request) = self.dynamic.open(display_control::CHANNEL_NAME);
         self.display_control = Some(id);
         self.send_dynamic(&request);
+        self.offer_touch();
     }
 
     /// Closes the graphics channel from our side, after its messages broke MS-RDPEGFX.
@@ -346,6 +374,8 @@ impl Connection {
             self.events.push_back(Event::GraphicsClosed);
         } else if self.display_control == Some(id) {
             self.display_control = None;
+        } else if self.touch.is(id) {
+            self.touch_closed();
         }
     }
 

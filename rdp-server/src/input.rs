@@ -3,7 +3,10 @@
 //! Bytes become [`console`] nouns at once; nothing is queued or remembered here. Coordinates are those of the
 //! session's desktop, which is the monitor's picture pixel by pixel.
 
-use console::{KeyEvent, KeyState, LockKeys, PointerButton, PointerEvent, Scancode, ScancodePrefix, WheelAxis};
+use console::{
+    KeyEvent, KeyState, LockKeys, PenEvent, PointerButton, PointerEvent, Scancode, ScancodePrefix, TouchFrame,
+    WheelAxis,
+};
 use ironrdp_pdu::input::fast_path::SynchronizeFlags;
 use ironrdp_pdu::input::mouse::PointerFlags;
 use ironrdp_pdu::input::mouse_rel::PointerRelFlags;
@@ -13,13 +16,17 @@ use ironrdp_pdu::input::unicode::KeyboardFlags as UnicodeFlags;
 use ironrdp_pdu::input::{InputEvent as SlowPathEvent, InputEventPdu};
 use thiserror::Error;
 
-/// Something the client did with its keyboard or pointer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Something the client did with one of its input devices.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InputEvent {
     /// On the keyboard.
     Key(KeyEvent),
     /// On the pointer.
     Pointer(PointerEvent),
+    /// With its fingers (see [`crate::channels::touch`]).
+    Touch(TouchFrame),
+    /// With a pen (see [`crate::channels::touch`]).
+    Pen(PenEvent),
 }
 
 /// Input that does not follow the specification.

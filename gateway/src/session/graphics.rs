@@ -57,6 +57,8 @@ pub(super) struct GraphicsTask {
     pub(super) viewer: Viewer,
     pub(super) sizing: Sizing,
     pub(super) status: watch::Receiver<Status>,
+    /// The size of the client's desktop, for the session.
+    pub(super) desktop: watch::Sender<Size>,
     pub(super) inputs: mpsc::Receiver<GraphicsInput>,
     pub(super) reports: mpsc::Sender<GraphicsReport>,
     pub(super) outbox: Outbox,
@@ -112,6 +114,8 @@ impl GraphicsTask {
         } else {
             self.pipeline.poll_output(now)
         };
+        let size = self.pipeline.desktop_size();
+        self.desktop.send_if_modified(|known| std::mem::replace(known, size) != size);
         match output {
             Some(GraphicsOutput::Gfx(message)) => {
                 if let Some(address) = self.address {

@@ -19,7 +19,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use console::{KeyEvent, Point, PointerEvent};
+use console::{KeyEvent, Point, PointerEvent, Size};
 use rdp_server::accept::{AcceptError, Handshake, Reactivation};
 use rdp_server::connection::{Connection, ConnectionConfig, ConnectionError, Event as ClientEvent, Farewell};
 use rdp_server::graphics::{ClientGraphics, Pipeline};
@@ -27,7 +27,7 @@ use rdp_server::input::InputEvent;
 use rdp_server::io::{self, Accepted, Frame, FrameError, FrameReader};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
@@ -122,6 +122,8 @@ struct Session<S> {
     outbox: Option<Outbox>,
     graphics: mpsc::Sender<GraphicsInput>,
     reports: mpsc::Receiver<GraphicsReport>,
+    /// The size of the client's desktop.
+    desktop: watch::Receiver<Size>,
     handshake: Handshake,
     reactivation: Option<Reactivation>,
     /// Input that the guest has no room for yet. While there is any, nothing more is read from the client.
@@ -141,6 +143,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
         let connection = Connection::new(ConnectionConfig::from(&handshake));
         let (graphics, inputs) = mpsc::channel(GRAPHICS_INPUTS);
         let (report, reports) = mpsc::channel(1);
+        let (size, desktop) = watch::channel(handshake.desktop_size);
         let task = GraphicsTask {
             vm: vm.name().to_owned(),
             pipeline: Pipeline::new(client, handshake.desktop_size, Instant::now()),
@@ -148,6 +151,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
             console: console.clone(),
             sizing: Sizing::new(handshake.client.requested_size),
             status: vm.watch(),
+            desktop: size,
             inputs,
             reports: report,
             outbox: outbox.clone(),
@@ -164,6 +168,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
             outbox: Some(outbox),
             graphics,
             reports,
+            desktop,
             handshake,
             reactivation: None,
             waiting: VecDeque::new(),
@@ -209,6 +214,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
     }
 
     async fn handle_frame(&mut self, pdu: &[u8]) -> Result<(), SessionError> {
+        self.connection.set_desktop(*self.desktop.borrow());
         self.connection.handle_frame(pdu)?;
         while let Some(event) = self.connection.poll_event() {
             self.handle_client(event).await?;
@@ -251,9 +257,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
     /// Passes input on while the guest has room. Nothing is dropped or overtaken: the client waits.
     fn pass_input(&mut self) {
         while let Some(event) = self.waiting.front() {
-            let passed = match *event {
-                InputEvent::Key(key) => self.console.send_key(key),
-                InputEvent::Pointer(pointer) => self.console.send_pointer(pointer),
+            let passed = match event {
+                InputEvent::Key(key) => self.console.send_key(*key),
+                InputEvent::Pointer(pointer) => self.console.send_pointer(*pointer),
+                // Not offered to the client as long as nobody takes it.
+                InputEvent::Touch(_) | InputEvent::Pen(_) => Ok(()),
             };
             if passed.is_err() {
                 return;

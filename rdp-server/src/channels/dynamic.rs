@@ -83,6 +83,12 @@ impl DynamicChannels {
         encode(&DrdynvcServerPdu::Capabilities(CapabilitiesRequestPdu::new(CapsVersion::V2, None)))
     }
 
+    /// Whether the client takes channels.
+    #[must_use]
+    pub const fn is_ready(&self) -> bool {
+        self.ready
+    }
+
     /// Opens a channel by name: its id, and the PDU that asks the client for it.
     ///
     /// # Panics

@@ -1,9 +1,10 @@
 use std::borrow::Cow;
 
+use console::{ContactPhase, FinePoint, TouchFrame};
 use ironrdp_core::{Decode as _, Encode, ReadCursor, encode_vec};
 use ironrdp_dvc::pdu::{
-    CapabilitiesResponsePdu, CapsVersion, CreateResponsePdu, CreationStatus, DataPdu, DrdynvcClientPdu, DrdynvcDataPdu,
-    DrdynvcServerPdu,
+    CapabilitiesResponsePdu, CapsVersion, ClosePdu, CreateResponsePdu, CreationStatus, DataPdu, DrdynvcClientPdu,
+    DrdynvcDataPdu, DrdynvcServerPdu,
 };
 use ironrdp_pdu::mcs::SendDataIndication;
 use ironrdp_pdu::rdp::client_info::CompressionType;
@@ -12,6 +13,7 @@ use ironrdp_pdu::rdp::suppress_output::SuppressOutputPdu;
 use proptest::prelude::*;
 
 use super::*;
+use crate::channels::touch::{self, GuestTouch};
 
 const IO: u16 = 1003;
 const DRDYNVC: u16 = 1004;
@@ -22,6 +24,7 @@ fn connection(graphics_pipeline: bool) -> Connection {
         message_channel_id: None,
         dynamic_channel_id: Some(DRDYNVC),
         graphics_pipeline,
+        desktop_size: Size::new(1024, 768),
     })
 }
 
@@ -114,6 +117,113 @@ fn a_broken_display_control_message_closes_that_channel_only() {
     assert!(matches!(next_dynamic(&mut connection), DrdynvcServerPdu::Close(_)));
     connection.handle_frame(&share(ShareDataPdu::ShutdownRequest)).unwrap();
     assert_eq!(connection.poll_event(), Some(Event::ShutdownRequested));
+}
+
+const GUEST: GuestTouch = GuestTouch { max_contacts: 10, pens: true };
+
+/// A session whose client has been asked for touch, and the channel's id.
+fn asked_for_touch() -> (Connection, u32) {
+    let mut connection = connection(true);
+    open(&mut connection);
+    assert_eq!(connection.poll_output(), None, "asked for touch that nobody takes");
+    connection.set_touch(Some(GUEST));
+    let DrdynvcServerPdu::Create(create) = next_dynamic(&mut connection) else { panic!("not asked") };
+    assert_eq!(create.channel_name(), touch::CHANNEL_NAME);
+    (connection, create.channel_id())
+}
+
+/// The next message of the server on a dynamic channel.
+fn next_message(connection: &mut Connection) -> Vec<u8> {
+    match next_dynamic(connection) {
+        DrdynvcServerPdu::Data(DrdynvcDataPdu::Data(data)) => data.into_data(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn send(connection: &mut Connection, id: u32, message: &[u8]) {
+    let data = DrdynvcClientPdu::Data(DrdynvcDataPdu::Data(DataPdu::new(id, message.to_vec())));
+    connection.handle_frame(&chunk(&data)).unwrap();
+}
+
+/// A session whose client has touch and one finger down.
+fn touched() -> (Connection, u32) {
+    let (mut connection, id) = asked_for_touch();
+    answer(&mut connection, id, CreationStatus::OK);
+    assert_eq!(next_message(&mut connection)[..2], [1, 0]);
+    send(&mut connection, id, &[2, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 10, 0]);
+    // One frame, one finger, at 0x2000, 5.
+    send(&mut connection, id, &[3, 0, 17, 0, 0, 0, 0, 1, 1, 0, 7, 0, 0x80, 0x20, 0, 5, 0x19]);
+    let frame = next_touch(&mut connection);
+    assert_eq!(frame.contacts[0].phase, ContactPhase::Down);
+    assert_eq!(frame.contacts[0].position, FinePoint { x: 102_300, y: 500 });
+    (connection, id)
+}
+
+fn next_touch(connection: &mut Connection) -> TouchFrame {
+    match connection.poll_event() {
+        Some(Event::Input(InputEvent::Touch(frame))) => frame,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn touch_is_offered_when_somebody_takes_it_and_not_before() {
+    let mut early = connection(true);
+    early.set_touch(Some(GUEST));
+    open(&mut early);
+    assert!(matches!(next_dynamic(&mut early), DrdynvcServerPdu::Create(_)));
+    let (mut later, _) = asked_for_touch();
+    later.set_touch(None);
+    later.set_touch(Some(GUEST));
+    assert_eq!(later.poll_output(), None, "asked twice");
+}
+
+#[test]
+fn a_client_without_touch_is_not_asked_again() {
+    let (mut connection, id) = asked_for_touch();
+    answer(&mut connection, id, CreationStatus::NO_LISTENER);
+    connection.set_touch(None);
+    connection.set_touch(Some(GUEST));
+    assert_eq!((connection.poll_event(), connection.poll_output()), (None, None));
+}
+
+#[test]
+fn touch_follows_the_one_who_takes_it() {
+    let (mut connection, id) = touched();
+    connection.set_touch(None);
+    assert_eq!(next_touch(&mut connection).contacts[0].phase, ContactPhase::UpCanceled);
+    assert_eq!(next_message(&mut connection), [4, 0, 6, 0, 0, 0]);
+    connection.set_touch(Some(GUEST));
+    assert_eq!(next_message(&mut connection), [5, 0, 6, 0, 0, 0]);
+    send(&mut connection, id, &[3, 0, 15, 0, 0, 0, 0, 1, 1, 0, 8, 0, 1, 1, 0x19]);
+    assert_eq!(next_touch(&mut connection).contacts[0].phase, ContactPhase::Down);
+}
+
+#[test]
+fn a_broken_touch_message_closes_that_channel_only_and_lifts_the_fingers() {
+    let (mut connection, id) = touched();
+    send(&mut connection, id, &[3, 0, 99, 0, 0, 0]);
+    assert_eq!(next_touch(&mut connection).contacts[0].phase, ContactPhase::UpCanceled);
+    assert!(matches!(next_dynamic(&mut connection), DrdynvcServerPdu::Close(_)));
+    send(&mut connection, id, &[3, 0, 15, 0, 0, 0, 0, 1, 1, 0, 8, 0, 1, 1, 0x19]);
+    connection.set_touch(Some(GUEST));
+    assert_eq!((connection.poll_event(), connection.poll_output()), (None, None));
+    connection.handle_frame(&share(ShareDataPdu::ShutdownRequest)).unwrap();
+    assert_eq!(connection.poll_event(), Some(Event::ShutdownRequested));
+}
+
+#[test]
+fn a_client_that_closes_the_channel_or_hides_its_window_lifts_its_fingers() {
+    let (mut closing, id) = touched();
+    closing.handle_frame(&chunk(&DrdynvcClientPdu::Close(ClosePdu::new(id)))).unwrap();
+    assert_eq!(next_touch(&mut closing).contacts[0].phase, ContactPhase::UpCanceled);
+    closing.cancel_touch();
+    assert_eq!(closing.poll_event(), None);
+
+    let (mut hiding, _) = touched();
+    hiding.handle_frame(&share(ShareDataPdu::SuppressOutput(SuppressOutputPdu { desktop_rect: None }))).unwrap();
+    assert_eq!(next_touch(&mut hiding).contacts[0].phase, ContactPhase::UpCanceled);
+    assert_eq!(hiding.poll_event(), Some(Event::SuppressOutput(true)));
 }
 
 #[test]

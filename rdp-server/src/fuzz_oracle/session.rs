@@ -1,11 +1,12 @@
 //! Oracles for what a client sends once its session is active.
 
-use console::{KeyEvent, PointerEvent};
+use console::{KeyEvent, PointerEvent, Size};
 
 use crate::channels::display_control;
 use crate::channels::dynamic::{DynamicChannels, DynamicEvent, MAX_CLIENT_MESSAGE};
 use crate::channels::mcs;
 use crate::channels::static_channel::Reassembly;
+use crate::channels::touch::GuestTouch;
 use crate::connection::{Connection, ConnectionConfig, Event, Farewell};
 use crate::input::{self, InputEvent};
 
@@ -22,7 +23,7 @@ const DYNAMIC_CHANNEL: u16 = 1007;
 pub fn fuzz_input(bytes: &[u8]) {
     let mut events = 0;
     let result = input::decode_fast_path(bytes, |event| {
-        check_input(event);
+        check_input(&event);
         events += 1;
     });
     assert!(events <= bytes.len() * EVENTS_PER_BYTE, "{events} events: {result:?}");
@@ -90,7 +91,8 @@ pub fn fuzz_display_control(bytes: &[u8]) {
 /// Pieces, each after two bytes with its length: the session of a client that sends them goes on or ends.
 ///
 /// The first byte of a piece says how it is sent: as it is, on the channel of share PDUs, as a whole message of
-/// DRDYNVC, or (the server's turn) not at all, to have the graphics channel closed or the reactivation started.
+/// DRDYNVC, or (the server's turn) not at all, to have the graphics channel closed, the reactivation started or touch
+/// taken.
 ///
 /// # Panics
 ///
@@ -101,10 +103,11 @@ pub fn fuzz_session(bytes: &[u8]) {
         message_channel_id: Some(1005),
         dynamic_channel_id: Some(DYNAMIC_CHANNEL),
         graphics_pipeline: true,
+        desktop_size: Size::new(1920, 1080),
     });
     for piece in Pieces(bytes) {
         let Some((kind, body)) = piece.split_first() else { continue };
-        let result = match kind % 5 {
+        let result = match kind % 6 {
             0 => connection.handle_frame(body),
             1 => connection.handle_frame(&send_data(IO_CHANNEL, body)),
             2 => connection.handle_frame(&send_data(DYNAMIC_CHANNEL, &whole_chunk(body))),
@@ -112,8 +115,12 @@ pub fn fuzz_session(bytes: &[u8]) {
                 connection.close_graphics();
                 Ok(())
             }
-            _ => {
+            4 => {
                 connection.set_reactivating(body.len() % 2 == 0);
+                Ok(())
+            }
+            _ => {
+                connection.set_touch((body.len() % 2 == 0).then_some(GuestTouch { max_contacts: 10, pens: true }));
                 Ok(())
             }
         };
@@ -132,7 +139,7 @@ pub fn fuzz_session(bytes: &[u8]) {
 
 fn check_event(event: &Event) {
     match event {
-        Event::Input(input) => check_input(*input),
+        Event::Input(input) => check_input(input),
         Event::WantedSize(size) => assert!(!size.is_empty(), "a wish for {size}"),
         Event::Refresh(rect) => {
             assert!(rect.right() <= 1 << 16 && rect.bottom() <= 1 << 16, "a refresh of {rect:?}");
@@ -142,16 +149,19 @@ fn check_event(event: &Event) {
     }
 }
 
-fn check_input(event: InputEvent) {
+fn check_input(event: &InputEvent) {
     match event {
         InputEvent::Key(KeyEvent::Key { scancode, .. }) => {
             assert!((1..=0x7f).contains(&scancode.code), "scancode {:#x}", scancode.code);
         }
-        InputEvent::Pointer(PointerEvent::MoveTo { x, y }) => assert!(x < 1 << 16 && y < 1 << 16, "a move to {x}, {y}"),
-        InputEvent::Pointer(PointerEvent::Wheel { units, .. }) => {
-            assert!(units != 0 && units.unsigned_abs() <= 256, "a wheel turned by {units}");
+        InputEvent::Pointer(PointerEvent::MoveTo { x, y }) => {
+            assert!(*x < 1 << 16 && *y < 1 << 16, "a move to {x}, {y}");
         }
-        InputEvent::Key(_) | InputEvent::Pointer(_) => {}
+        InputEvent::Pointer(PointerEvent::Wheel { units, .. }) => {
+            assert!(*units != 0 && units.unsigned_abs() <= 256, "a wheel turned by {units}");
+        }
+        // What fingers and pens may do has an oracle of its own.
+        InputEvent::Key(_) | InputEvent::Pointer(_) | InputEvent::Touch(_) | InputEvent::Pen(_) => {}
     }
 }
 
