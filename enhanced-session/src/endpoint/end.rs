@@ -249,15 +249,16 @@ impl<M: SharedMemory> End<M> {
     /// Whether nothing is under way in either direction: all that was sent has been taken.
     pub(super) fn is_quiet(&mut self) -> bool {
         self.serve_all();
-        let quiet = |open: &mut OpenChannel<M>| {
+        let scheduler = &self.link.scheduler;
+        let quiet = |(channel, open): (&u32, &mut OpenChannel<M>)| {
             !open.conversation.is_ready()
                 && match &mut open.pipe {
-                    Pipe::Stream(stream) => stream.is_empty(),
+                    Pipe::Stream(stream) => stream.is_empty() && scheduler.is_taken(*channel),
                     // A ring that cannot be read is found out when it is served.
                     Pipe::Ring(ring) => ring.is_taken().unwrap_or(true),
                 }
         };
-        self.open.values_mut().all(quiet)
+        self.open.iter_mut().all(quiet)
     }
 
     /// A DATA frame came. On a channel that is not open it is late.

@@ -13,8 +13,10 @@ pub type Random = Box<dyn FnMut() -> u64 + Send>;
 
 /// Silence after which an end asks.
 const PING_AFTER: Duration = Duration::from_secs(2);
-/// Silence after which the other end is taken for dead.
+/// Silence after which the other end is taken for dead, if it was asked [`ASK`] times meanwhile: to an end that was
+/// itself stopped for long everything seems silent.
 const DEAD_AFTER: Duration = Duration::from_secs(10);
+const ASK: u32 = 4;
 /// How often a guest that looks says so.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 /// Messages without sense, within [`STRIKE_TIME`], that make an end start over.
@@ -60,6 +62,8 @@ pub(super) struct Link {
 struct Silence {
     heard: Instant,
     asked: Instant,
+    /// How often it was asked since something was heard.
+    unanswered: u32,
     stopped: Option<Instant>,
 }
 
@@ -73,7 +77,7 @@ impl Link {
             deframer: Deframer::new(),
             sync,
             scheduler: Scheduler::new(),
-            silence: Silence { heard: now, asked: now, stopped: None },
+            silence: Silence { heard: now, asked: now, unanswered: 0, stopped: None },
             next_sync: None,
             strikes: Recent::new(STRIKE_TIME),
             next_txid: 0,
@@ -161,7 +165,7 @@ impl Link {
 
     fn handle_frame(&mut self, now: Instant, frame: Frame) -> Option<Heard> {
         if self.is_in_step() {
-            self.silence.heard = now;
+            self.silence.hear(now);
         }
         match frame {
             Frame::Sync(body) => {
@@ -190,7 +194,7 @@ impl Link {
                 }
                 self.deframer.enter_step();
                 self.next_sync = None;
-                (self.silence.heard, self.silence.asked) = (now, now);
+                self.silence.hear(now);
                 Some(Heard::InStep)
             }
             Verdict::Lost { answer, restarted } => {
@@ -285,11 +289,12 @@ impl Link {
     }
 
     fn handle_silence(&mut self, now: Instant) -> Option<Heard> {
-        if now >= self.silence.heard + DEAD_AFTER {
+        if self.silence.unanswered >= ASK {
             self.look(now);
             return Some(Heard::Lost(Disconnect::Silent));
         }
         self.silence.asked = now;
+        self.silence.unanswered += 1;
         let cookie = self.random();
         self.send(&ControlMessage::Ping { cookie });
         Some(Heard::Alive)
@@ -306,9 +311,14 @@ impl Link {
 }
 
 impl Silence {
+    fn hear(&mut self, now: Instant) {
+        (self.heard, self.unanswered) = (now, 0);
+    }
+
     /// When something is to be done about it.
     fn next(&self) -> Instant {
-        (self.heard.max(self.asked) + PING_AFTER).min(self.heard + DEAD_AFTER)
+        let ask = self.heard.max(self.asked) + PING_AFTER;
+        if self.unanswered < ASK { ask } else { ask.max(self.heard + DEAD_AFTER) }
     }
 }
 

@@ -66,8 +66,8 @@ const CLASS_MAJOR: u16 = 1;
 const CLASS_MINOR: u16 = 0;
 /// How long a host waits for PAUSED.
 const QUIESCE_TIME: Duration = Duration::from_secs(2);
-/// How often a guest that pauses looks whether all that it sent has been taken: nobody kicks for that.
-const PAUSE_LOOK: Duration = Duration::from_millis(10);
+/// How often an end that is to be quiet looks whether all that was sent has been taken: nobody kicks for that.
+const QUIET_LOOK: Duration = Duration::from_millis(10);
 /// How long a guest waits before it contacts a host again that was busy.
 const BUSY_TIME: Duration = Duration::from_secs(5);
 

@@ -61,8 +61,10 @@ struct Lane {
     max_payload: usize,
     /// Bytes that it may send in this turn.
     deficit: usize,
-    /// Bytes that the receiver has room for.
+    /// Bytes that the receiver has room for now.
     credit: u64,
+    /// Bytes that it has room for when it has taken everything.
+    window: u64,
     outgoing: Option<Outgoing>,
 }
 
@@ -118,6 +120,7 @@ impl Scheduler {
             max_payload,
             deficit: 0,
             credit: window.into(),
+            window: window.into(),
             outgoing: None,
         };
         self.turns_of(lane.priority).push_back(channel);
@@ -136,6 +139,12 @@ impl Scheduler {
     #[must_use]
     pub fn is_free(&self, channel: u32) -> bool {
         self.lanes.get(&channel).is_some_and(|lane| lane.outgoing.is_none())
+    }
+
+    /// Whether the other end has taken all that was sent on a channel.
+    #[must_use]
+    pub fn is_taken(&self, channel: u32) -> bool {
+        self.lanes.get(&channel).is_none_or(|lane| lane.credit >= lane.window)
     }
 
     /// A message waits on a channel, in the place of one that is being sent there.
@@ -338,6 +347,7 @@ mod tests {
         scheduler.submit(1, message(60_000));
         let sent = [next(&mut scheduler), next(&mut scheduler), next(&mut scheduler)];
         assert_eq!(sent, [Some((1, MAX_BULK_PAYLOAD)), Some((1, MAX_BULK_PAYLOAD)), None]);
+        assert!(!scheduler.is_taken(1) && scheduler.is_taken(2));
         scheduler.submit(2, message(1));
         assert_eq!(next(&mut scheduler), Some((2, 1)), "others are not held up");
         scheduler.add_credit(1, 32_800);

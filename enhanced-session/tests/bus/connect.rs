@@ -4,11 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use enhanced_session::class::Class;
-use enhanced_session::control::{Features, Reason};
+use enhanced_session::control::{
+    ContactStatus, ControlMessage, ErrorCode, Features, OfferFlags, Reason, TransportCode,
+};
 use enhanced_session::endpoint::{AttachError, Disconnect, Event, Preference, Transport};
 use enhanced_session::region::HeapMemory;
+use enhanced_session::stream::{Frame, SyncBody};
 
 use crate::pair::{Habit, Pair, REGION, TRANSPORTS};
+use crate::raw::{Raw, contact};
 
 #[test]
 fn two_ends_connect_and_talk() {
@@ -160,4 +164,235 @@ fn an_offer_says_whether_there_are_rings() {
     let offered = |event: &Event| matches!(event, Event::Offered(offer) if offer.id == ids[0] && offer.has_rings);
     assert!(pair.guest_events.iter().any(offered));
     assert_eq!(pair.guest_events.last(), Some(&Event::OffersDone));
+}
+
+#[test]
+fn an_idle_connection_stays() {
+    for transport in TRANSPORTS {
+        let (mut pair, ids) = Pair::on(transport).with(&[Class::Input]);
+        pair.take_host_events();
+        pair.pass(Duration::from_secs(600));
+        assert_eq!(pair.take_host_events(), []);
+        assert!(pair.talks(ids[0]));
+    }
+}
+
+#[test]
+fn a_silent_peer_is_asked_and_then_taken_for_dead() {
+    let (mut pair, ids) = Pair::stream().with(&[Class::Input]);
+    pair.take_host_events();
+    let start = pair.now;
+    let mut asked = 0;
+    while pair.host_events.is_empty() {
+        pair.now = pair.host.poll_timeout().expect("a host that hears nothing does something about it");
+        pair.host.handle_timeout(pair.now);
+        asked += usize::from(pair.host.poll_transmit(pair.now, &mut Vec::new()));
+        while let Some(event) = pair.host.poll_event() {
+            pair.host_events.push(event);
+        }
+    }
+    assert_eq!((pair.now - start, asked), (Duration::from_secs(10), 5), "four pings and a sync");
+    let closed = Event::Closed { id: ids[0], reason: Reason::ServiceGone };
+    assert_eq!(pair.take_host_events(), [closed, Event::Disconnected(Disconnect::Silent)]);
+    assert_eq!(pair.host.poll_timeout(), None, "a host does not repeat itself");
+}
+
+#[test]
+fn an_end_that_stood_still_asks_before_it_gives_up() {
+    let (mut pair, ids) = Pair::stream().with(&[Class::Input]);
+    pair.take_host_events();
+    pair.now += Duration::from_secs(3600);
+    pair.run();
+    pair.pass(Duration::from_secs(1));
+    assert_eq!(pair.take_host_events(), []);
+    assert!(pair.talks(ids[0]));
+}
+
+#[test]
+fn the_silence_of_a_vm_that_stands_still_means_nothing() {
+    let (mut pair, ids) = Pair::stream().with(&[Class::Input]);
+    pair.take_host_events();
+    pair.host.handle_paused(pair.now);
+    assert_eq!(pair.host.poll_timeout(), None);
+    pair.now += Duration::from_secs(3600);
+    pair.host.handle_timeout(pair.now);
+    pair.host.handle_resumed(pair.now);
+    assert!(pair.host.poll_timeout().is_some_and(|timeout| timeout >= pair.now));
+    pair.pass(Duration::from_secs(1));
+    assert_eq!(pair.take_host_events(), []);
+    assert!(pair.talks(ids[0]));
+}
+
+#[test]
+fn a_reset_of_the_vm_begins_another_epoch() {
+    for transport in TRANSPORTS {
+        let (mut pair, ids) = Pair::on(transport).with(&[Class::Input]);
+        let epoch = pair.host.statistics().epoch;
+        pair.take_host_events();
+        pair.host.handle_reset(pair.now);
+        pair.restart_guest();
+        pair.run();
+        assert!(pair.take_host_events().contains(&Event::Disconnected(Disconnect::Reset)));
+        assert_ne!(pair.host.statistics().epoch, epoch);
+        assert!(pair.talks(ids[0]));
+    }
+}
+
+#[test]
+fn an_agent_from_a_checkpoint_drops_what_it_knew() {
+    for transport in TRANSPORTS {
+        let (mut pair, ids) = Pair::on(transport).with(&[Class::Input, Class::Folder]);
+        pair.guest.send(ids[1], vec![1; 200_000]).expect("it is free");
+        pair.guest.send(ids[0], vec![1]).expect("it is free");
+        pair.take_guest_events();
+        // What was on the wires is not in the checkpoint; the agent goes on as if nothing had been.
+        pair.to_guest.clear();
+        pair.to_host.clear();
+        pair.host.handle_reset(pair.now);
+        pair.run();
+        assert!(pair.take_guest_events().contains(&Event::Disconnected(Disconnect::PeerRestarted)));
+        assert_eq!(pair.host.receive(ids[0]), None, "of the agent's old state");
+        assert!(pair.talks(ids[0]) && pair.talks(ids[1]));
+    }
+}
+
+#[test]
+fn a_port_that_is_opened_anew_begins_anew() {
+    for transport in TRANSPORTS {
+        let (mut pair, ids) = Pair::on(transport).with(&[Class::Input]);
+        pair.guest.handle_port_closed(pair.now);
+        pair.host.handle_port_closed(pair.now);
+        pair.run();
+        assert!(pair.guest_events.contains(&Event::Disconnected(Disconnect::PortClosed)));
+        assert!(!pair.transmit() && !pair.deliver(), "nothing is said on a closed port");
+        let mut pair = pair.connect();
+        assert!(pair.talks(ids[0]));
+    }
+}
+
+#[test]
+fn what_lay_in_the_port_before_is_skipped() {
+    let mut pair = Pair::stream();
+    let id = pair.offer(Class::Input);
+    pair.host.handle_port_opened(pair.now);
+    pair.guest.handle_port_opened(pair.now);
+    let mut old = b"\x20\0\0\0VSBSYNC1 rubbish ".to_vec();
+    Frame::Sync(SyncBody { epoch: 1, random: 2, echo: 3 }).encode(&mut old);
+    Frame::Kick.encode(&mut old);
+    old.extend([0x20, 0, 0, 0, 0]);
+    pair.host.handle_bytes(pair.now, &old);
+    pair.guest.handle_bytes(pair.now, &old);
+    pair.run();
+    assert!(pair.talks(id));
+}
+
+#[test]
+fn rubbish_in_the_stream_makes_both_start_over() {
+    for transport in TRANSPORTS {
+        let (mut pair, ids) = Pair::on(transport).with(&[Class::Input]);
+        pair.host.handle_bytes(pair.now, &[0xff; 20]);
+        pair.run();
+        assert!(pair.host_events.contains(&Event::Disconnected(Disconnect::OutOfStep)));
+        assert!(pair.guest_events.contains(&Event::Disconnected(Disconnect::PeerStartsOver)));
+        assert!(pair.talks(ids[0]));
+    }
+}
+
+#[test]
+fn a_guest_of_another_version_is_sent_away() {
+    let mut raw = Raw::new(None);
+    raw.step();
+    raw.say(contact(2));
+    let [ControlMessage::ContactAck(ack)] = &raw.answers()[..] else { panic!("an answer") };
+    assert_eq!(ack.status, ContactStatus::OtherVersion);
+    assert_eq!(raw.events(), []);
+    raw.say(contact(1));
+    assert!(matches!(raw.answers()[..], [ControlMessage::ContactAck(ack)] if ack.status == ContactStatus::Welcome));
+}
+
+#[test]
+fn a_contact_has_the_epoch_of_its_sync_and_comes_first_and_once() {
+    let mut raw = Raw::new(None);
+    raw.step();
+    raw.say(ControlMessage::RequestOffers);
+    assert_eq!(raw.complaint(), ErrorCode::WrongState);
+    raw.say(contact(1));
+    assert!(matches!(raw.answers()[..], [ControlMessage::ContactAck(_)]));
+    raw.say(contact(1));
+    assert_eq!(raw.complaint(), ErrorCode::WrongState);
+}
+
+#[test]
+fn the_third_message_without_sense_within_a_minute_makes_a_host_start_over() {
+    let mut raw = Raw::new(None);
+    raw.contact();
+    raw.events();
+    let nonsense = ControlMessage::Released { channel: 9 };
+    for _ in 0..5 {
+        raw.say(nonsense.clone());
+        assert_eq!(raw.complaint(), ErrorCode::UnknownChannel);
+        raw.pass(Duration::from_secs(31));
+    }
+    raw.pass(Duration::from_secs(60));
+    raw.say(nonsense.clone());
+    raw.say(nonsense.clone());
+    raw.say(nonsense);
+    assert!(matches!(raw.hear()[..], [Frame::Sync(_)]), "the complaint is dropped with all the rest");
+    assert_eq!(raw.events(), [Event::Disconnected(Disconnect::Misbehaving)]);
+}
+
+#[test]
+fn messages_of_later_versions_do_no_harm() {
+    let mut raw = Raw::new(None);
+    raw.contact();
+    raw.events();
+    for number in 26..60u16 {
+        let mut message = ControlMessage::Unload.encode(number.into());
+        message[0..2].copy_from_slice(&number.to_le_bytes());
+        raw.send(&Frame::Control(message));
+        assert_eq!(raw.complaint(), ErrorCode::Unsupported);
+    }
+    assert_eq!(raw.events(), []);
+}
+
+#[test]
+fn a_guest_that_does_not_read_its_answers_is_not_listened_to() {
+    let mut raw = Raw::new(None);
+    raw.contact();
+    raw.events();
+    let mut pings = 0;
+    while raw.host.wants_bytes() {
+        raw.say(ControlMessage::Ping { cookie: 1 });
+        pings += 1;
+    }
+    assert_eq!(pings, 64 * 1024 / 24 + 1);
+    assert_eq!(raw.answers().len(), pings);
+    assert!(raw.host.wants_bytes());
+    // An owner that reads on all the same loses the guest before it loses its memory.
+    for _ in 0..5 * pings {
+        raw.say(ControlMessage::Ping { cookie: 1 });
+    }
+    assert_eq!(raw.events(), [Event::Disconnected(Disconnect::NotReading)]);
+    assert!(matches!(raw.hear()[..], [Frame::Sync(_)]));
+}
+
+#[test]
+fn the_memory_must_be_proved() {
+    let memory = Arc::new(HeapMemory::new(REGION));
+    let mut raw = Raw::new(Some(Arc::clone(&memory)));
+    let id = raw.host.offer(Class::Input, 0, OfferFlags::default()).expect("there is room");
+    let ack = raw.contact();
+    raw.offers();
+    let nonce = ack.region.expect("there is memory").nonce;
+    for (region_nonce, guest_nonce) in [(nonce, 5), (nonce + 1, 5), (0, 0)] {
+        raw.say(ControlMessage::Attach { region_nonce, guest_nonce });
+        let refused = ControlMessage::AttachResult { status: Err(ErrorCode::RegionNotProved) };
+        assert_eq!(raw.answers(), [refused]);
+    }
+    raw.say(ControlMessage::Open { channel: id.0, open_id: 1, transport: TransportCode::Ring, class_minor: 0 });
+    let status = Err(ErrorCode::RegionNotProved);
+    assert_eq!(raw.answers(), [ControlMessage::OpenResult { channel: id.0, open_id: 1, status }]);
+    raw.attach(&memory, &ack);
+    raw.say(ControlMessage::Attach { region_nonce: nonce, guest_nonce: 5 });
+    assert_eq!(raw.complaint(), ErrorCode::WrongState, "once is enough");
 }

@@ -146,10 +146,11 @@ impl<M: SharedMemory> Guest<M> {
         let Phase::Listening { region } = &self.phase else {
             return Err(Complaint(ErrorCode::WrongState, "offers were not asked for"));
         };
-        if offer.channel == 0 || self.channels.contains_key(&offer.channel) {
-            return Err(Complaint(ErrorCode::Malformed, "that channel is offered already"));
+        let known = self.channels.contains_key(&offer.channel) || self.releasing.contains_key(&offer.channel);
+        if offer.channel == 0 || known {
+            return Err(Complaint(ErrorCode::WrongState, "that number is not free"));
         }
-        if self.channels.len() + self.releasing.len() >= MAX_CHANNELS + MAX_CHANNELS {
+        if self.channels.len() >= MAX_CHANNELS || self.releasing.len() >= MAX_CHANNELS {
             return Err(Complaint(ErrorCode::NoRoom, "too many channels"));
         }
         let rings = region.as_ref().zip(offer.rings).map(|(region, offered)| rings(region, offer.channel, offered));

@@ -21,7 +21,7 @@ use super::end::End;
 use super::event::{AttachError, Disconnect, Event, PeerInfo, SendError};
 use super::link::{Heard, Random};
 use super::statistics::{ChannelStatistics, Statistics};
-use super::{ChannelId, PAUSE_LOOK};
+use super::{ChannelId, QUIET_LOOK};
 pub use channels::Preference;
 use channels::{Channel, Record};
 use surfaces::Lent;
@@ -129,7 +129,6 @@ impl<M: SharedMemory> Guest<M> {
         self.end.set_now(now);
         while let Some(heard) = self.end.hear(&mut bytes) {
             self.handle_heard(heard);
-            self.settle();
         }
         self.end.look_where_kicked();
         self.settle();
@@ -316,7 +315,11 @@ impl<M: SharedMemory> Guest<M> {
         match heard {
             Heard::InStep => self.contact(),
             Heard::Lost(why) => self.disconnect(why),
-            Heard::Control(txid, message) => self.handle_control(txid, message),
+            Heard::Control(txid, message) => {
+                // Faults of packets that came before.
+                self.settle();
+                self.handle_control(txid, message);
+            }
             Heard::Data { .. } | Heard::Window { .. } | Heard::Kick | Heard::Alive => {}
         }
     }
@@ -381,7 +384,7 @@ impl<M: SharedMemory> Guest<M> {
             self.pausing = None;
             self.end.link.send(&ControlMessage::Paused);
         } else {
-            self.pausing = Some(self.end.now + PAUSE_LOOK);
+            self.pausing = Some(self.end.now + QUIET_LOOK);
         }
     }
 }

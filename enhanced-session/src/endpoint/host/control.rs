@@ -53,7 +53,7 @@ impl<M: SharedMemory> Host<M> {
             ControlMessage::SurfaceRevoked { channel, surface } => self.handle_surface_revoked(channel, surface),
             ControlMessage::Attach { region_nonce, guest_nonce } => self.handle_attach(txid, region_nonce, guest_nonce),
             ControlMessage::Paused => {
-                self.quiesced(true);
+                self.handle_paused_guest();
                 Ok(())
             }
             _ => Err(Complaint(ErrorCode::WrongState, "only a host says that")),

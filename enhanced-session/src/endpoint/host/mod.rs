@@ -21,7 +21,7 @@ use super::end::End;
 use super::event::{Disconnect, Event, PeerInfo, SendError};
 use super::link::{Heard, Random};
 use super::statistics::{ChannelStatistics, Statistics};
-use super::{ChannelId, DEFAULT_WINDOW, MAX_CHANNELS, QUIESCE_TIME};
+use super::{ChannelId, DEFAULT_WINDOW, MAX_CHANNELS, QUIESCE_TIME, QUIET_LOOK};
 use offers::{Channel, Resting};
 use region::Region;
 
@@ -74,8 +74,15 @@ pub struct Host<M> {
     /// Numbers of withdrawn channels that the guest has not released, and the memory that it may still use.
     unreleased: BTreeMap<u32, Vec<Grant>>,
     resting: Vec<Resting>,
-    /// Until when PAUSED is waited for.
-    quiescing: Option<Instant>,
+    quiescing: Option<Quiescing>,
+}
+
+/// A checkpoint waits for what is under way.
+#[derive(Debug, Clone, Copy)]
+struct Quiescing {
+    until: Instant,
+    /// Whether the guest has said that it sends no more, and when to look for the rest.
+    next_look: Option<Instant>,
 }
 
 /// The guest that is there.
@@ -127,7 +134,6 @@ impl<M: SharedMemory> Host<M> {
         self.end.set_now(now);
         while let Some(heard) = self.end.hear(&mut bytes) {
             self.handle_heard(heard);
-            self.settle();
         }
         self.end.look_where_kicked();
         self.settle();
@@ -145,9 +151,7 @@ impl<M: SharedMemory> Host<M> {
         if let Some(heard) = self.end.handle_timeout() {
             self.handle_heard(heard);
         }
-        if self.quiescing.is_some_and(|until| until <= now) {
-            self.quiesced(false);
-        }
+        self.check_quiet();
         self.offer_rested();
         self.settle();
     }
@@ -189,7 +193,8 @@ impl<M: SharedMemory> Host<M> {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let rested = self.resting.iter().map(|resting| resting.until).min();
-        [self.end.poll_timeout(), self.quiescing, rested].into_iter().flatten().min()
+        let quiescing = self.quiescing.map(|quiescing| quiescing.next_look.unwrap_or(quiescing.until));
+        [self.end.poll_timeout(), quiescing, rested].into_iter().flatten().min()
     }
 
     /// Asks the guest to stop sending, and stops too, for a checkpoint: [`Event::Quiesced`] follows, after 2 s at the
@@ -200,7 +205,7 @@ impl<M: SharedMemory> Host<M> {
         match &self.guest {
             Some(guest) if guest.info.features.has(Features::PAUSE) => {
                 self.end.link.send(&ControlMessage::Pause);
-                self.quiescing = Some(now + QUIESCE_TIME);
+                self.quiescing = Some(Quiescing { until: now + QUIESCE_TIME, next_look: None });
             }
             // There is nothing to wait for: nobody sends, or will not stop.
             guest => {
@@ -317,7 +322,11 @@ impl<M: SharedMemory> Host<M> {
     fn handle_heard(&mut self, heard: Heard) {
         match heard {
             Heard::Lost(why) => self.disconnect(why),
-            Heard::Control(txid, message) => self.handle_control(txid, message),
+            Heard::Control(txid, message) => {
+                // Faults of packets that came before.
+                self.settle();
+                self.handle_control(txid, message);
+            }
             // The guest says who it is next. The rest is dealt with below.
             Heard::InStep | Heard::Data { .. } | Heard::Window { .. } | Heard::Kick | Heard::Alive => {}
         }
@@ -337,6 +346,28 @@ impl<M: SharedMemory> Host<M> {
         self.forget_guest();
         if self.guest.take().is_some() {
             self.end.events.push_back(Event::Disconnected(why));
+        }
+    }
+
+    /// PAUSED: what the guest sent has come. It may still wait for its service.
+    fn handle_paused_guest(&mut self) {
+        if let Some(quiescing) = &mut self.quiescing {
+            quiescing.next_look = Some(self.end.now);
+            self.check_quiet();
+        }
+    }
+
+    fn check_quiet(&mut self) {
+        let now = self.end.now;
+        let Some(Quiescing { until, next_look }) = self.quiescing else { return };
+        if next_look.is_some_and(|look| look <= now) {
+            if self.end.is_quiet() {
+                return self.quiesced(true);
+            }
+            self.quiescing = Some(Quiescing { until, next_look: Some((now + QUIET_LOOK).min(until)) });
+        }
+        if until <= now {
+            self.quiesced(false);
         }
     }
 
