@@ -22,6 +22,7 @@ pub(crate) struct Raw {
     pub(crate) now: Instant,
     deframer: Deframer,
     next_txid: u64,
+    random: u64,
 }
 
 impl Raw {
@@ -30,15 +31,22 @@ impl Raw {
         let now = Instant::now();
         let mut host = Host::new(HostConfig::new(Uuid::from_u128(1)), memory, random(3), now);
         host.handle_port_opened(now);
-        Self { host, now, deframer: Deframer::new(), next_txid: 100 }
+        Self { host, now, deframer: Deframer::new(), next_txid: 100, random: 1 }
+    }
+
+    /// Another agent opens the port.
+    pub(crate) fn restart(&mut self) {
+        self.deframer = Deframer::new();
+        self.random += 1;
+        self.host.handle_port_opened(self.now);
     }
 
     /// Finds the host.
     pub(crate) fn step(&mut self) {
         let Some(Frame::Sync(first)) = self.hear().pop() else { panic!("the host says who it is") };
-        self.send(&Frame::Sync(SyncBody { epoch: EPOCH, random: 1, echo: first.random }));
+        self.send(&Frame::Sync(SyncBody { epoch: EPOCH, random: self.random, echo: first.random }));
         let Some(Frame::Sync(second)) = self.hear().pop() else { panic!("the host answers") };
-        assert_eq!((second.random, second.echo), (first.random, 1));
+        assert_eq!((second.random, second.echo), (first.random, self.random));
         self.deframer.enter_step();
     }
 
