@@ -139,18 +139,16 @@ pub enum PointerEvent {
     },
 }
 
-/// What a finger or a pen did, by where it was and where it is: touching, near (hovering), or away.
+/// What a finger or a pen did. It touches, is near without touching, or is away.
 ///
-/// ```text
-///          Hover           Down               Move
-///          ┌──┐     ┌────────────────┐        ┌──┐
-///          │  ▼     │                ▼        │  ▼
-/// away ───▶ near ───┘     ┌────── touching ◀──┘
-///   ▲  ▲     │  ▲   Lift  │          │  ▲
-///   │  │     │  └─────────┘          │  │ Down, from away
-///   │  └─────┘ Leave, LeaveCanceled  │
-///   └────────────────────────────────┘ Up, UpCanceled
-/// ```
+/// | | before | after |
+/// | --- | --- | --- |
+/// | [`Down`](Self::Down) | away, near | touches |
+/// | [`Move`](Self::Move) | touches | touches |
+/// | [`Hover`](Self::Hover) | away, near | near |
+/// | [`Lift`](Self::Lift) | touches | near |
+/// | [`Up`](Self::Up), [`UpCanceled`](Self::UpCanceled) | touches | away |
+/// | [`Leave`](Self::Leave), [`LeaveCanceled`](Self::LeaveCanceled) | near | away |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ContactPhase {
     /// It begins to touch.

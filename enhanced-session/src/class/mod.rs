@@ -205,4 +205,26 @@ mod tests {
         }
         assert_eq!(Class::from_guid(Uuid::nil()), None);
     }
+
+    #[test]
+    fn the_specification_has_every_class() {
+        let specification = include_str!("../../../docs/bus.md");
+        let size = |bytes: u32| match (bytes / MIB, bytes % MIB / KIB) {
+            (0, kib) => format!("{kib} K"),
+            (mib, 0) => format!("{mib} M"),
+            (mib, kib) => format!("{mib} M + {kib} K"),
+        };
+        for class in Class::ALL {
+            let priority = match class.priority() {
+                Priority::Input => 1,
+                Priority::Audio => 2,
+                Priority::Video => 3,
+                Priority::Bulk => 4,
+            };
+            let Limits { h2g_ring, g2h_ring, message } = class.limits();
+            let (rings, message) = (format!("{} / {}", size(h2g_ring), size(g2h_ring)), size(message));
+            let row = format!("| {class} | `{}` | {priority} | {rings} | {message} |", class.guid());
+            assert!(specification.contains(&row), "{row}");
+        }
+    }
 }
