@@ -8,6 +8,7 @@ pub mod audio_in;
 pub mod audio_out;
 pub mod clipboard;
 pub mod folder;
+pub mod fuzz_oracle;
 pub mod guest_info;
 pub mod heartbeat;
 pub mod input;

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+use enhanced_session::class::fuzz_oracle as classes;
 use rdp_server::fuzz_oracle as rdp;
 use vmm::fuzz_oracle as vm;
 
@@ -16,7 +17,8 @@ pub use mutate::Mutator;
 pub type Oracle = fn(&[u8]);
 
 /// Every fuzz target and its oracle. The names are those of `fuzz/fuzz_targets` and `fuzz/seeds`.
-pub const TARGETS: [(&str, Oracle); 15] = [
+pub const TARGETS: [(&str, Oracle); 16] = [
+    ("bus_classes", classes::fuzz_bus_classes),
     ("connection_request", rdp::fuzz_connection_request),
     ("credssp", rdp::fuzz_credssp),
     ("definition", vm::fuzz_definition),

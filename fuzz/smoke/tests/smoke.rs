@@ -70,6 +70,7 @@ macro_rules! smoke {
 }
 
 smoke!(
+    bus_classes,
     connection_request,
     credssp,
     definition,
