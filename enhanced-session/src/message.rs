@@ -31,6 +31,8 @@ pub struct Outgoing {
     txid: u64,
     payload: Vec<u8>,
     sent: usize,
+    /// How often it is to be sent after this. Only RESET is sent more than once.
+    again: u32,
 }
 
 impl Outgoing {
@@ -44,7 +46,18 @@ impl Outgoing {
             Message::Fin => (PacketType::Fin, 0, Vec::new()),
             Message::Reset => (PacketType::Reset, 0, Vec::new()),
         };
-        Self { packet_type, txid, payload, sent: 0 }
+        Self { packet_type, txid, payload, sent: 0, again: 0 }
+    }
+
+    /// Puts a RESET in the place of a message that is being sent, and behind RESETs that are: each counts, because each
+    /// is answered.
+    pub fn submit_reset(slot: &mut Option<Self>) {
+        match slot {
+            Some(outgoing) if outgoing.packet_type == PacketType::Reset => {
+                outgoing.again = outgoing.again.saturating_add(1);
+            }
+            slot => *slot = Some(Self::new(Message::Reset)),
+        }
     }
 
     /// The next packet, with at most `max_payload` bytes of payload (at least 1). The same one until
@@ -68,7 +81,12 @@ impl Outgoing {
     #[must_use]
     pub fn advance(&mut self, length: usize) -> bool {
         self.sent = self.sent.saturating_add(length);
-        self.sent >= self.payload.len()
+        if self.sent < self.payload.len() {
+            return false;
+        }
+        let is_last = self.again == 0;
+        self.again = self.again.saturating_sub(1);
+        is_last
     }
 }
 

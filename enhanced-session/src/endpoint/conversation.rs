@@ -25,8 +25,8 @@ pub(super) struct Conversation {
     next_txid: u64,
     sends: Direction,
     receives: Direction,
-    /// This end reset the conversation, and the other has not said that it knows: what it sends is from before.
-    resetting: bool,
+    /// RESETs of this end that the other has not answered: what it sends meanwhile is from before.
+    resets: u32,
     pub(super) sent: Traffic,
     pub(super) received: Traffic,
 }
@@ -41,7 +41,7 @@ enum Direction {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Reply {
     None,
-    /// RESET is to be sent, in the place of what is being sent.
+    /// RESET is to be sent.
     Reset,
 }
 
@@ -57,7 +57,7 @@ impl Conversation {
             next_txid: 0,
             sends: Direction::Open,
             receives: Direction::Open,
-            resetting: false,
+            resets: 0,
             sent: Traffic::new(),
             received: Traffic::new(),
         }
@@ -65,7 +65,7 @@ impl Conversation {
 
     /// Takes a packet in. Only called while no message is ready.
     pub(super) fn push(&mut self, header: PacketHeader, payload: Vec<u8>) -> Result<Reply, Fault> {
-        if self.resetting && header.packet_type != PacketType::Reset {
+        if self.resets > 0 && header.packet_type != PacketType::Reset {
             return Ok(Reply::None);
         }
         match self.reassembler.push(header, payload)? {
@@ -100,7 +100,8 @@ impl Conversation {
     /// The other end started anew, or has heard that this end did.
     fn handle_reset(&mut self) -> Reply {
         self.receives = Direction::Open;
-        if std::mem::take(&mut self.resetting) {
+        if let Some(left) = self.resets.checked_sub(1) {
+            self.resets = left;
             return Reply::None;
         }
         self.forget();
@@ -156,12 +157,11 @@ impl Conversation {
         Ok(self.begin(Message::Fin))
     }
 
-    /// Starts anew; until the other end says that it knows, what it sends is dropped.
-    pub(super) fn reset(&mut self) -> Outgoing {
+    /// Starts anew, with a RESET that is to be sent; until the other end answers it, what it sends is dropped.
+    pub(super) fn reset(&mut self) {
         self.forget();
-        self.resetting = true;
+        self.resets = self.resets.saturating_add(1);
         self.ready = None;
-        self.begin(Message::Reset)
     }
 
     fn check_sending(&self, payload: &[u8]) -> Result<(), SendError> {
@@ -194,6 +194,10 @@ mod tests {
     fn hear(other: &mut Conversation, outgoing: Outgoing) -> Result<Reply, Fault> {
         let (header, payload) = outgoing.packet(1 << 20);
         other.push(header, payload.to_vec())
+    }
+
+    fn reset() -> Outgoing {
+        Outgoing::new(Message::Reset)
     }
 
     fn two() -> (Conversation, Conversation) {
@@ -236,7 +240,8 @@ mod tests {
         assert_eq!(other.take(), Some(Message::Fin));
         assert_eq!(one.data(vec![]).err(), Some(SendError::Finished));
         assert_eq!(hear(&mut other, Outgoing::new(Message::Data(vec![]))), Err(Fault::AfterFin));
-        assert_eq!(hear(&mut other, one.reset()), Ok(Reply::Reset));
+        one.reset();
+        assert_eq!(hear(&mut other, reset()), Ok(Reply::Reset));
         assert_eq!(other.take(), Some(Message::Reset));
         assert!(hear(&mut other, one.data(vec![1]).expect("a new conversation")).is_ok());
     }
@@ -248,13 +253,13 @@ mod tests {
         hear(&mut other, request).expect("in order");
         other.take();
         let late = other.completion(txid, vec![]).expect("it was asked");
-        let reset = one.reset();
+        one.reset();
         assert_eq!(hear(&mut one, late), Ok(Reply::None), "of a request that is forgotten");
-        assert_eq!(hear(&mut other, reset), Ok(Reply::Reset));
+        assert_eq!(hear(&mut other, reset()), Ok(Reply::Reset));
         assert_eq!(other.completion(txid, vec![]).err(), Some(SendError::NoSuchRequest));
         let half = PacketHeader { length: 0, packet_type: PacketType::Data, fragment: Fragment::Middle, txid: 0 };
         assert_eq!(one.push(half, vec![]), Ok(Reply::None), "also the rest of a message");
-        assert_eq!(hear(&mut one, Outgoing::new(Message::Reset)), Ok(Reply::None), "the answer");
+        assert_eq!(hear(&mut one, reset()), Ok(Reply::None), "the answer");
         assert_eq!(one.take(), None);
         assert!(one.push(half, vec![]).is_err());
     }
@@ -262,10 +267,26 @@ mod tests {
     #[test]
     fn two_resets_that_cross_answer_each_other() {
         let (mut one, mut other) = two();
-        let (first, second) = (one.reset(), other.reset());
-        assert_eq!(hear(&mut other, first), Ok(Reply::None));
-        assert_eq!(hear(&mut one, second), Ok(Reply::None));
+        one.reset();
+        other.reset();
+        assert_eq!(hear(&mut other, reset()), Ok(Reply::None));
+        assert_eq!(hear(&mut one, reset()), Ok(Reply::None));
         assert!(hear(&mut other, one.data(vec![]).unwrap()).is_ok() && other.is_ready());
+    }
+
+    #[test]
+    fn each_of_several_resets_is_answered_once() {
+        let (mut one, mut other) = two();
+        one.reset();
+        one.reset();
+        other.reset();
+        assert_eq!(hear(&mut other, reset()), Ok(Reply::None), "crossed its own");
+        assert_eq!(hear(&mut other, reset()), Ok(Reply::Reset));
+        other.take();
+        assert_eq!(hear(&mut one, reset()), Ok(Reply::None));
+        assert!(hear(&mut one, other.data(vec![]).unwrap()).is_ok() && !one.is_ready(), "of before the second");
+        assert_eq!(hear(&mut one, reset()), Ok(Reply::None));
+        assert!(hear(&mut one, other.data(vec![]).unwrap()).is_ok() && one.is_ready());
     }
 
     #[test]

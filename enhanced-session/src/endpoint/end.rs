@@ -298,7 +298,7 @@ impl<M: SharedMemory> End<M> {
             budget = budget.saturating_sub(PACKET_HEADER + payload.len());
             match open.conversation.push(header, payload)? {
                 Reply::None => {}
-                Reply::Reset => open.submit(channel, &mut self.link, Outgoing::new(Message::Reset)),
+                Reply::Reset => open.submit_reset(channel, &mut self.link),
             }
         }
         if budget == 0 && !open.conversation.is_ready() {
@@ -367,8 +367,8 @@ impl<M: SharedMemory> End<M> {
 
     pub(super) fn reset(&mut self, id: ChannelId) -> Result<(), SendError> {
         let open = self.open.get_mut(&id.0).ok_or(SendError::NotOpen)?;
-        let outgoing = open.conversation.reset();
-        open.submit(id.0, &mut self.link, outgoing);
+        open.conversation.reset();
+        open.submit_reset(id.0, &mut self.link);
         self.serve(id.0);
         Ok(())
     }
@@ -420,7 +420,15 @@ impl<M: SharedMemory> OpenChannel<M> {
         }
     }
 
-    /// A message waits, in the place of one that is being sent.
+    /// RESET waits, in the place of a message that is being sent.
+    fn submit_reset(&mut self, channel: u32, link: &mut Link) {
+        match &mut self.pipe {
+            Pipe::Stream(_) => link.scheduler.submit_reset(channel),
+            Pipe::Ring(ring) => ring.submit_reset(),
+        }
+    }
+
+    /// A message waits; the channel is free.
     fn submit(&mut self, channel: u32, link: &mut Link, outgoing: Outgoing) {
         match &mut self.pipe {
             Pipe::Stream(_) => link.scheduler.submit(channel, outgoing),

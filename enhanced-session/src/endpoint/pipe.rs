@@ -118,9 +118,14 @@ impl<M: SharedMemory> RingPipe<M> {
         self.outgoing.is_none()
     }
 
-    /// A message waits, in the place of one that is being sent.
+    /// A message waits; the pipe is free.
     pub(super) fn submit(&mut self, message: Outgoing) {
         self.outgoing = Some(message);
+    }
+
+    /// RESET waits, in the place of a message that is being sent.
+    pub(super) fn submit_reset(&mut self) {
+        Outgoing::submit_reset(&mut self.outgoing);
     }
 
     fn next_packet(&mut self) -> Result<Option<(PacketHeader, Vec<u8>)>, RingFault> {

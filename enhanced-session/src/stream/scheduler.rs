@@ -147,10 +147,17 @@ impl Scheduler {
         self.lanes.get(&channel).is_none_or(|lane| lane.credit >= lane.window)
     }
 
-    /// A message waits on a channel, in the place of one that is being sent there.
+    /// A message waits on a channel that is free.
     pub fn submit(&mut self, channel: u32, message: Outgoing) {
         if let Some(lane) = self.lanes.get_mut(&channel) {
             lane.outgoing = Some(message);
+        }
+    }
+
+    /// RESET waits on a channel, in the place of a message that is being sent there.
+    pub fn submit_reset(&mut self, channel: u32) {
+        if let Some(lane) = self.lanes.get_mut(&channel) {
+            Outgoing::submit_reset(&mut lane.outgoing);
         }
     }
 

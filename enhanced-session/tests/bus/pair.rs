@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use enhanced_session::class::Class;
 use enhanced_session::control::{AgentVersion, OfferFlags, Os};
 use enhanced_session::endpoint::{
-    ChannelId, Event, Guest, GuestConfig, Host, HostConfig, Preference, Random, Transport,
+    ChannelId, DEFAULT_WINDOW, Event, Guest, GuestConfig, Host, HostConfig, Preference, Random, Transport,
 };
 use enhanced_session::message::Message;
 use enhanced_session::region::HeapMemory;
@@ -97,7 +97,7 @@ impl Pair {
     pub(crate) fn new(memory: Option<Arc<HeapMemory>>, habit: Habit) -> Self {
         let now = Instant::now();
         Self {
-            host: new_host(memory.clone(), 1, now),
+            host: new_host(memory.clone(), DEFAULT_WINDOW, 1, now),
             guest: new_guest(2, now),
             memory,
             now,
@@ -130,6 +130,12 @@ impl Pair {
         }
     }
 
+    /// With a host that gives so much credit.
+    pub(crate) fn with_window(mut self, window: u32) -> Self {
+        self.host = new_host(self.memory.clone(), window, 1, self.now);
+        self
+    }
+
     /// Opens both ports and lets the ends find each other.
     pub(crate) fn connect(mut self) -> Self {
         self.host.handle_port_opened(self.now);
@@ -152,7 +158,7 @@ impl Pair {
     /// Another start of the gateway, with the same memory.
     pub(crate) fn restart_host(&mut self) {
         self.seed += 1;
-        self.host = new_host(self.memory.clone(), self.seed, self.now);
+        self.host = new_host(self.memory.clone(), DEFAULT_WINDOW, self.seed, self.now);
         self.host.handle_port_opened(self.now);
     }
 
@@ -232,7 +238,10 @@ impl Pair {
             match (&event, self.habit) {
                 (Event::RegionOffered(_), Habit::Opens(_) | Habit::Attaches) => {
                     let memory = self.memory.clone().expect("there is shared memory");
-                    self.guest.attach(memory).expect("it is the right memory");
+                    // A host that died since has left it as it was, or its successor has taken it.
+                    if self.guest.attach(memory).is_err() {
+                        self.guest.decline();
+                    }
                 }
                 (Event::Offered(info), Habit::Opens(preference)) => {
                     self.guest.open(info.id, preference).expect("it can be opened");
@@ -287,8 +296,9 @@ impl Pair {
     }
 }
 
-fn new_host(memory: Option<Arc<HeapMemory>>, seed: u64, now: Instant) -> Host<HeapMemory> {
-    Host::new(HostConfig::new(Uuid::from_u128(1)), memory, random(seed), now)
+fn new_host(memory: Option<Arc<HeapMemory>>, window: u32, seed: u64, now: Instant) -> Host<HeapMemory> {
+    let config = HostConfig { window, ..HostConfig::new(Uuid::from_u128(1)) };
+    Host::new(config, memory, random(seed), now)
 }
 
 fn new_guest(seed: u64, now: Instant) -> Guest<HeapMemory> {
