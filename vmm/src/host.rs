@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::accelerator::{self, AcceleratorReport};
 use crate::definition::{Definition, DefinitionError, InvalidDefinition, replace_file};
+use crate::engine::Version;
 use crate::lifecycle::RequestError;
 use crate::vm::Vm;
 
@@ -42,6 +43,8 @@ pub struct Deadlines {
     pub guest_shutdown: Duration,
     /// Between two looks at a QEMU of which nothing is heard.
     pub heartbeat: Duration,
+    /// A snapshot: saving, loading or deleting it, whatever the memory and the disks of the VM.
+    pub snapshot: Duration,
     /// The probe of the accelerator.
     pub probe: Duration,
 }
@@ -59,6 +62,7 @@ pub(crate) struct HostShared {
     pub(crate) config: HostConfig,
     pub(crate) qemu: PathBuf,
     probed: OnceCell<AcceleratorReport>,
+    version: OnceCell<Option<Version>>,
 }
 
 #[derive(Debug, Default)]
@@ -115,6 +119,7 @@ impl Default for Deadlines {
             end: Duration::from_secs(20),
             guest_shutdown: Duration::from_secs(120),
             heartbeat: Duration::from_secs(15),
+            snapshot: Duration::from_secs(15 * 60),
             probe: Duration::from_secs(4),
         }
     }
@@ -137,7 +142,7 @@ impl Host {
         let files = definition_files(&config.definitions)
             .map_err(|error| HostError::Io { path: config.definitions.clone(), error })?;
         let qemu = config.qemu.clone().unwrap_or_else(|| "qemu-system-x86_64".into());
-        let shared = Arc::new(HostShared { config, qemu, probed: OnceCell::new() });
+        let shared = Arc::new(HostShared { config, qemu, probed: OnceCell::new(), version: OnceCell::new() });
         let host = Self { shared, machines: Arc::default() };
         let mut waits = Vec::new();
         for file in files {
@@ -249,6 +254,10 @@ impl Host {
 }
 
 impl HostShared {
+    pub(crate) async fn version(&self) -> Option<Version> {
+        *self.version.get_or_init(|| Version::of(&self.qemu, self.config.deadlines.probe)).await
+    }
+
     pub(crate) async fn probe(&self) -> AcceleratorReport {
         let probe = || accelerator::probe(&self.qemu, &self.config.runtime, self.config.deadlines.probe);
         self.probed.get_or_init(probe).await.clone()

@@ -38,5 +38,5 @@ pub use definition::{
 };
 pub use display::{Console, InputFull, Viewer};
 pub use host::{Deadlines, Host, HostConfig, HostError};
-pub use lifecycle::{Refusal, Request, RequestError, Status, VmState};
+pub use lifecycle::{InvalidTag, Refusal, Request, RequestError, Snapshot, SnapshotTag, Status, VmState};
 pub use vm::Vm;

@@ -11,7 +11,7 @@ use crate::bus::{BusPort, BusShared};
 use crate::definition::Definition;
 use crate::display::{Console, Display};
 use crate::host::HostShared;
-use crate::lifecycle::{Connections, Driver, Message, Request, RequestError, Status, VmState};
+use crate::lifecycle::{Connections, Driver, Message, Request, RequestError, Snapshot, SnapshotTag, Status, VmState};
 
 /// Messages that wait for a driver; who sends more waits.
 const MAX_MESSAGES: usize = 32;
@@ -134,6 +134,46 @@ impl Vm {
         self.request(Request::Resume).await
     }
 
+    /// Keeps the state that it is in, memory and disks, in the disks' own files. Its processors stand still meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// When it is off, it has a writable disk that is not qcow2, or none that is, there is a snapshot of the name, or there
+    /// is no room. The VM goes on then. When it is powered off before this is done; the snapshot may be there all the same.
+    pub async fn save_snapshot(&self, tag: SnapshotTag) -> Result<(), RequestError> {
+        self.request(Request::SaveSnapshot { tag }).await
+    }
+
+    /// Goes back to a state that was kept; what it was doing is lost. It runs afterwards unless it was paused before.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such snapshot, or as for [`start`](Self::start): it is as it was before. When the state cannot be
+    /// loaded: the VM is `Failed` then, and the snapshot can be loaded again. When it is powered off before this is done.
+    pub async fn load_snapshot(&self, tag: SnapshotTag) -> Result<(), RequestError> {
+        self.request(Request::LoadSnapshot { tag }).await
+    }
+
+    /// Forgets a state that was kept.
+    ///
+    /// # Errors
+    ///
+    /// When it is off, or there is no such snapshot.
+    pub async fn delete_snapshot(&self, tag: SnapshotTag) -> Result<(), RequestError> {
+        self.request(Request::DeleteSnapshot { tag }).await
+    }
+
+    /// The states that were kept, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// Why they cannot be told, in words: it is off, or can have none.
+    pub async fn snapshots(&self) -> Result<Vec<Snapshot>, String> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.messages.send(Message::Snapshots { reply }).await.map_err(|_| "the host has ended")?;
+        answer.await.map_err(|_| "the host has ended")?
+    }
+
     /// Its first screen, with keyboard and pointer.
     #[must_use]
     #[expect(clippy::missing_panics_doc, reason = "a display has at least one screen")]
@@ -173,7 +213,7 @@ impl Vm {
 
     async fn request(&self, request: Request) -> Result<(), RequestError> {
         let (reply, answer) = oneshot::channel();
-        let ended = RequestError::HostEnded { request };
+        let ended = RequestError::HostEnded { request: request.clone() };
         self.shared.messages.send(Message::Request { request, reply }).await.map_err(|_| ended.clone())?;
         answer.await.map_err(|_| ended)?
     }

@@ -14,7 +14,6 @@
 //! * `quiesce`: coming to rest before the VM's state is saved or replaced.
 
 mod memory;
-#[cfg_attr(not(test), expect(dead_code, reason = "who asks comes with the saving of a VM's state"))]
 mod quiesce;
 
 use std::io;
@@ -29,6 +28,7 @@ use tokio::time::timeout;
 use crate::engine::{BUS_PORT, Event, RuntimeFolder};
 
 pub use memory::BusMemory;
+pub(crate) use quiesce::AtRest;
 use quiesce::Quiescer;
 pub use quiesce::{Quiesce, QuiesceReason, QuiesceRequests};
 
@@ -172,6 +172,11 @@ impl BusShared {
 
     pub(crate) fn set_running(&self, running: bool) {
         self.change(|state| state.vm_running = running);
+    }
+
+    /// Has whoever speaks the bus come to rest; waits for that, but not long.
+    pub(crate) async fn quiesce(&self, reason: QuiesceReason) -> AtRest {
+        self.quiescer.quiesce(reason).await
     }
 
     /// The guest's memory is not what it was.

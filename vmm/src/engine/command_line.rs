@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use super::Version;
 use super::process::{BUS_MEMORY_FD, BUS_PORT_FD};
 use crate::definition::{Accelerator, Boot, Bus, Definition, Disk, DiskBus, DiskFormat, Network};
 
@@ -22,6 +23,11 @@ const BUS_MEMORY_DEVICE: u16 = 0x1e;
 /// The same, as bus << 8 | device << 3 | function.
 pub(crate) const BUS_MEMORY_PCI_SLOT: u16 = BUS_MEMORY_DEVICE << 3;
 
+/// The variable that [`Launch::allocator`] gives QEMU.
+pub(super) const ALLOCATOR: &str = "MALLOC_MMAP_THRESHOLD_";
+/// So many monitors have their saved state in order with any QEMU.
+pub(crate) const MONITORS_IN_ORDER: u8 = 3;
+
 /// What a start adds to the definition.
 #[derive(Debug, Clone)]
 pub(crate) struct Launch {
@@ -29,6 +35,21 @@ pub(crate) struct Launch {
     pub(crate) accelerator: Accelerator,
     /// Which of the disks are block devices of the host.
     pub(crate) block_devices: Vec<bool>,
+    /// Which QEMU it is, if that is known and of interest.
+    pub(crate) version: Option<Version>,
+}
+
+impl Launch {
+    /// From how many bytes on QEMU shall have pages of their own for what it allocates.
+    ///
+    /// QEMU (9.1 and later) decides whether the state of a virtio-gpu's output has all its fields by a byte that lies 128 bytes
+    /// times the output's number too far behind (`scanout_vmstate_after_v2` takes each output for the first). Up to the
+    /// third that is still in the device, and nearly always the same; from the fourth on it is whatever the allocator
+    /// put behind the device, and a state that was saved with another byte there than is found later cannot be
+    /// loaded. In 10.0 the device has 106 784 bytes: with pages of its own, 3.7 KiB behind it are zero for ever.
+    pub(crate) fn allocator(&self, monitors: u8) -> Option<&'static str> {
+        (monitors > MONITORS_IN_ORDER && self.version == Some(Version { major: 10, minor: 0 })).then_some("98304")
+    }
 }
 
 /// QEMU's arguments for `definition`.
@@ -151,8 +172,14 @@ impl Arguments {
             }
             (DiskBus::Ide, cdrom) => format!("{},bus=ide.{before}", if cdrom { "ide-cd" } else { "ide-hd" }),
         };
-        self.device(format!("{device},id=disk{index},drive=image{index},bootindex={}", index + 1));
+        let drive = node_name(index);
+        self.device(format!("{device},id=disk{index},drive={drive},bootindex={}", index + 1));
     }
+}
+
+/// The name QMP knows the contents of a disk by.
+pub(crate) fn node_name(disk: usize) -> String {
+    format!("image{disk}")
 }
 
 /// The processor model; the probe of the accelerator uses the same.
@@ -171,7 +198,7 @@ fn blockdev(index: usize, disk: &Disk, block_device: bool) -> String {
     };
     let file = if block_device { "host_device" } else { "file" };
     json!({
-        "node-name": format!("image{index}"),
+        "node-name": node_name(index),
         "driver": format,
         "read-only": disk.readonly,
         "discard": "unmap",
@@ -195,7 +222,11 @@ mod tests {
     const UUID: Uuid = Uuid::from_u128(0x6fa9_d1d2_0a37_4d7b_8f6e_0c6c_3f5b_2a11);
 
     fn build(definition: &Definition) -> Vec<String> {
-        arguments(definition, &Launch { accelerator: Accelerator::Tcg, block_devices: vec![] })
+        arguments(definition, &launch(None))
+    }
+
+    fn launch(version: Option<Version>) -> Launch {
+        Launch { accelerator: Accelerator::Tcg, block_devices: vec![], version }
     }
 
     fn values<'a>(arguments: &'a [String], option: &str) -> Vec<&'a str> {
@@ -252,6 +283,15 @@ mod tests {
     }
 
     #[test]
+    fn the_allocator_is_told_only_what_is_known_to_help() {
+        let known = launch(Some(Version { major: 10, minor: 0 }));
+        assert_eq!((known.allocator(3), known.allocator(4)), (None, Some("98304")));
+        for version in [None, Some(Version { major: 10, minor: 1 }), Some(Version { major: 7, minor: 2 })] {
+            assert_eq!(launch(version).allocator(16), None);
+        }
+    }
+
+    #[test]
     fn a_kernel_is_given_as_it_is() {
         let boot = Boot::DirectKernel {
             kernel: "/k,1".into(),
@@ -289,7 +329,7 @@ mod tests {
     fn a_path_with_commas_and_quotes_stays_one_path() {
         let image = Disk { path: "/a,b=\"c\".vhd".into(), format: DiskFormat::Vhd, ..disk(DiskBus::Virtio, false) };
         let definition = Definition { disks: vec![image], ..Definition::new("demo", UUID) };
-        let launch = Launch { accelerator: Accelerator::Kvm, block_devices: vec![true] };
+        let launch = Launch { accelerator: Accelerator::Kvm, block_devices: vec![true], version: None };
         let arguments = arguments(&definition, &launch);
         let node: serde_json::Value = serde_json::from_str(values(&arguments, "-blockdev")[0]).expect("JSON");
         assert_eq!(node["driver"], "vpc");

@@ -2,6 +2,7 @@
 //!
 //! * `command_line`: a [`Definition`](crate::Definition) → arguments, a pure value,
 //! * `runtime_folder`: the files by which a later gateway finds a VM's QEMU again,
+//! * `version`: which QEMU it is, for the few things that depend on it,
 //! * `process`: starting QEMU detached, watching it, ending it,
 //! * `qmp`: commands with deadlines, events.
 
@@ -9,10 +10,15 @@ mod command_line;
 mod process;
 mod qmp;
 mod runtime_folder;
+mod version;
 
 pub(crate) use command_line::{
-    BUS_CHARDEV, BUS_MEMORY_PCI_SLOT, BUS_PORT, DISPLAY_DEVICE, KEYBOARD_DEVICE, Launch, TABLET_DEVICE, arguments, cpu,
+    BUS_CHARDEV, BUS_MEMORY_PCI_SLOT, BUS_PORT, DISPLAY_DEVICE, KEYBOARD_DEVICE, Launch, MONITORS_IN_ORDER,
+    TABLET_DEVICE, arguments, cpu, node_name,
 };
 pub(crate) use process::{BUS_MEMORY_FD, Exit, Inherited, Process};
+#[cfg(test)]
+pub(crate) use qmp::tests::obliging_qemu;
 pub(crate) use qmp::{Event, Qmp, QmpError};
 pub(crate) use runtime_folder::{Leftover, RuntimeFolder};
+pub(crate) use version::Version;

@@ -12,6 +12,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::command_line::ALLOCATOR;
 use super::runtime_folder::{ProcessStamp, RuntimeFolder};
 
 /// The descriptor by which QEMU has the socket of its bus port, or nothing.
@@ -67,11 +68,12 @@ pub(crate) enum Exit {
 }
 
 impl Process {
-    /// Starts QEMU with `arguments`.
+    /// Starts QEMU with `arguments`, and with [`ALLOCATOR`] when there is a value for it.
     pub(crate) fn start(
         qemu: &Path,
         arguments: &[String],
         folder: &RuntimeFolder,
+        allocator: Option<&str>,
         inherited: Inherited,
     ) -> io::Result<Self> {
         let Inherited { monitor, bus_port, bus_memory } = inherited;
@@ -82,6 +84,7 @@ impl Process {
             .arg(log)
             .arg(qemu)
             .args(arguments)
+            .envs(allocator.map(|value| (ALLOCATOR, value)))
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(monitor)))
             // Only these three can be handed over without a moment in which another child could get them, too.

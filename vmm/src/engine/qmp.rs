@@ -91,7 +91,17 @@ impl Qmp {
 
     /// Carries out one command and returns what it returns.
     pub(crate) async fn execute(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
-        self.transact(command, arguments, None).await
+        self.transact(command, arguments, None, self.deadline).await
+    }
+
+    /// Carries out one command that QEMU may take longer to answer than others.
+    pub(crate) async fn execute_within(
+        &self,
+        deadline: Duration,
+        command: &str,
+        arguments: Value,
+    ) -> Result<Value, QmpError> {
+        self.transact(command, arguments, None, deadline).await
     }
 
     /// Carries out one command that takes a file descriptor with it.
@@ -101,7 +111,7 @@ impl Qmp {
         arguments: Value,
         fd: BorrowedFd<'_>,
     ) -> Result<Value, QmpError> {
-        self.transact(command, arguments, Some(fd)).await
+        self.transact(command, arguments, Some(fd), self.deadline).await
     }
 
     /// Whether events were dropped since this was asked last.
@@ -109,15 +119,21 @@ impl Qmp {
         self.shared.missed_events.swap(false, Ordering::Relaxed)
     }
 
-    async fn transact(&self, command: &str, arguments: Value, fd: Option<BorrowedFd<'_>>) -> Result<Value, QmpError> {
+    async fn transact(
+        &self,
+        command: &str,
+        arguments: Value,
+        fd: Option<BorrowedFd<'_>>,
+        deadline: Duration,
+    ) -> Result<Value, QmpError> {
         let exchange = async {
             let (sender, answer) = oneshot::channel();
             self.send(command, arguments, fd, sender).await?;
             answer.await.map_err(|_| QmpError::Closed)
         };
-        let answer = tokio::time::timeout(self.deadline, exchange)
+        let answer = tokio::time::timeout(deadline, exchange)
             .await
-            .map_err(|_| QmpError::TimedOut { command: command.into(), deadline: self.deadline })??;
+            .map_err(|_| QmpError::TimedOut { command: command.into(), deadline })??;
         answer.map_err(|reason| QmpError::Refused { command: command.into(), reason })
     }
 
@@ -279,15 +295,22 @@ struct IncomingError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 
     use super::*;
 
     const DEADLINE: Duration = Duration::from_secs(5);
 
-    /// A QEMU that answers each line with what `answer` makes of its command and number.
-    fn fake_qemu(answer: impl Fn(&str, u64) -> String + Send + 'static) -> UnixStream {
+    /// A QEMU that returns for each command what `answer` makes of it and its arguments.
+    pub(crate) fn obliging_qemu(mut answer: impl FnMut(&str, &Value) -> Value + Send + 'static) -> UnixStream {
+        fake_qemu(move |command, id, arguments| {
+            format!("{}\n", json!({ "return": answer(command, arguments), "id": id }))
+        })
+    }
+
+    /// A QEMU that answers each line with what `answer` makes of its command, number and arguments.
+    fn fake_qemu(mut answer: impl FnMut(&str, u64, &Value) -> String + Send + 'static) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().expect("socket pair");
         tokio::spawn(async move {
             let (reader, mut writer) = theirs.into_split();
@@ -297,7 +320,7 @@ mod tests {
                 let message: Value = serde_json::from_str(&line).expect("JSON");
                 let reply = match message["execute"].as_str().expect("a command") {
                     "qmp_capabilities" => format!("{{\"return\": {{}}, \"id\": {}}}\n", message["id"]),
-                    command => answer(command, message["id"].as_u64().expect("a number")),
+                    command => answer(command, message["id"].as_u64().expect("a number"), &message["arguments"]),
                 };
                 if writer.write_all(reply.as_bytes()).await.is_err() {
                     return;
@@ -309,7 +332,7 @@ mod tests {
 
     #[tokio::test]
     async fn answers_find_their_commands_in_any_order_and_late_ones_nobody() {
-        let fake = fake_qemu(|command, id| match command {
+        let fake = fake_qemu(|command, id, _| match command {
             "first" => String::new(),
             _ => format!(
                 "{{\"return\": 2, \"id\": {id}}}\n{{\"return\": 9, \"id\": 77}}\n{{\"return\": 1, \"id\": {}}}\n",
@@ -326,7 +349,7 @@ mod tests {
     #[tokio::test]
     async fn a_refusal_carries_qemus_words() {
         let fake =
-            fake_qemu(|_, id| format!("{{\"error\": {{\"class\": \"X\", \"desc\": \"no such\"}}, \"id\": {id}}}\n"));
+            fake_qemu(|_, id, _| format!("{{\"error\": {{\"class\": \"X\", \"desc\": \"no such\"}}, \"id\": {id}}}\n"));
         let (qmp, _events) = Qmp::open(fake, DEADLINE).await.expect("open");
         let error = qmp.execute("quit", json!({})).await.expect_err("refused");
         assert_eq!(error.to_string(), "QEMU refused quit: no such");
@@ -334,7 +357,7 @@ mod tests {
 
     #[tokio::test]
     async fn silence_is_a_timeout_and_the_connection_lives_on() {
-        let fake = fake_qemu(|command, id| match command {
+        let fake = fake_qemu(|command, id, _| match command {
             "stop" => String::new(),
             _ => format!("{{\"return\": {{}}, \"id\": {id}}}\n"),
         });
@@ -348,14 +371,14 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_not_qmp_ends_the_connection() {
-        let (qmp, _events) = Qmp::open(fake_qemu(|_, _| "hello\n".into()), DEADLINE).await.expect("open");
+        let (qmp, _events) = Qmp::open(fake_qemu(|_, _, _| "hello\n".into()), DEADLINE).await.expect("open");
         assert!(matches!(qmp.execute("stop", json!({})).await, Err(QmpError::Closed)));
         assert!(matches!(qmp.execute("cont", json!({})).await, Err(QmpError::Closed)));
     }
 
     #[tokio::test]
     async fn a_flood_of_events_is_cut_and_noticed() {
-        let fake = fake_qemu(|_, id| {
+        let fake = fake_qemu(|_, id, _| {
             let flood = "{\"event\": \"RESET\", \"data\": {\"guest\": true}}\n".repeat(MAX_EVENTS + 5);
             format!("{flood}{{\"return\": {{}}, \"id\": {id}}}\n")
         });

@@ -44,6 +44,7 @@ pub(crate) struct Connections {
 pub(super) struct Plan<'a> {
     pub(super) qemu: &'a Path,
     pub(super) arguments: &'a [String],
+    pub(super) allocator: Option<&'a str>,
     pub(super) bus: Bus,
 }
 
@@ -94,7 +95,7 @@ impl Machine {
         let memory = memory.map_err(|error| format!("cannot make the memory of the bus: {error}"))?;
         let inherited = inherited(plan.bus, &folder, memory.as_ref())
             .map_err(|error| format!("cannot make QEMU's sockets: {error}"))?;
-        let process = Process::start(plan.qemu, plan.arguments, &folder, inherited)
+        let process = Process::start(plan.qemu, plan.arguments, &folder, plan.allocator, inherited)
             .map_err(|error| format!("cannot start {}: {error}", plan.qemu.display()))?;
         let mut machine = Self::new(process, folder, memory, connections, deadlines);
         match machine.connect(deadlines.start).await {
@@ -154,6 +155,11 @@ impl Machine {
 
     pub(super) fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// Its monitor, while that is open.
+    pub(super) fn qmp(&self) -> Option<Arc<Qmp>> {
+        self.monitor.as_ref().map(|monitor| monitor.qmp.clone())
     }
 
     pub(super) fn has_display(&self) -> bool {

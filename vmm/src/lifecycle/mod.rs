@@ -12,14 +12,17 @@
 //!
 //! * `state`: the words,
 //! * `request_queue`: what is allowed when; pure,
+//! * `snapshot`: states that a VM can go back to, and how QEMU keeps them,
 //! * `driver`: the one task that changes anything,
 //! * `machine`: one QEMU with all that hangs on it, while there is one.
 
 mod driver;
 mod machine;
 mod request_queue;
+mod snapshot;
 mod state;
 
 pub(crate) use driver::{Driver, Message};
 pub(crate) use machine::Connections;
+pub use snapshot::{InvalidTag, Snapshot, SnapshotTag};
 pub use state::{Refusal, Request, RequestError, Status, VmState};

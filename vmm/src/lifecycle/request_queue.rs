@@ -6,6 +6,9 @@
 //! A request is judged twice. On submission against the state that the requests before it lead to, so
 //! "start, then pause" is accepted at once; and when its turn comes against the state that was really
 //! reached, because a start can fail.
+//!
+//! One at a time, and in order. But a power off waits for nothing that takes long: a snapshot that is being saved, loaded
+//! or deleted is given up for it, and what waits before it is refused.
 
 use std::collections::VecDeque;
 
@@ -32,6 +35,8 @@ pub(crate) enum Step {
     Run(RequestId, Request),
     /// Answer that the request is refused after all.
     Refuse(RequestId, Refusal),
+    /// Give up the request that runs, answer that, and call [`RequestQueue::finish`].
+    Abandon(RequestId),
 }
 
 #[derive(Debug)]
@@ -40,11 +45,13 @@ pub(crate) struct RequestQueue {
     process: Process,
     waiting: VecDeque<(RequestId, Request)>,
     running: Option<(RequestId, Request)>,
+    /// Whether one was given up for a power off whose turn is still to come.
+    hurries: bool,
 }
 
 impl RequestQueue {
     pub(crate) fn new(state: VmState, process: Process) -> Self {
-        Self { state, process, waiting: VecDeque::new(), running: None }
+        Self { state, process, waiting: VecDeque::new(), running: None, hurries: false }
     }
 
     /// Takes a request in, or says why it cannot be.
@@ -53,20 +60,26 @@ impl RequestQueue {
         if self.waiting.len() == MAX_WAITING {
             return Err(Refusal { request, state, why: "too many requests are waiting" });
         }
-        decide(state, process, request)?;
+        decide(state, process, &request)?;
         self.waiting.push_back((id, request));
         Ok(())
     }
 
-    /// The next thing to do; nothing while a request runs.
+    /// The next thing to do; while a request runs, that can only be to give it up.
     pub(crate) fn next(&mut self) -> Option<Step> {
-        if self.running.is_some() {
-            return None;
+        if let Some((id, request)) = &self.running {
+            self.hurries = request.takes_long() && self.waiting.iter().any(|(_, next)| *next == Request::PowerOff);
+            return self.hurries.then_some(Step::Abandon(*id));
         }
         let (id, request) = self.waiting.pop_front()?;
-        match decide(self.state, self.process, request) {
+        self.hurries &= request != Request::PowerOff;
+        if self.hurries {
+            let why = "it is to be powered off first";
+            return Some(Step::Refuse(id, Refusal { request, state: self.state, why }));
+        }
+        match decide(self.state, self.process, &request) {
             Ok(_) => {
-                self.running = Some((id, request));
+                self.running = Some((id, request.clone()));
                 Some(Step::Run(id, request))
             }
             Err(refusal) => Some(Step::Refuse(id, refusal)),
@@ -89,17 +102,19 @@ impl RequestQueue {
     fn anticipated(&self) -> (VmState, Process) {
         let requests = self.running.iter().chain(&self.waiting);
         requests.fold((self.state, self.process), |(state, process), (_, request)| {
-            decide(state, process, *request).unwrap_or((state, process))
+            decide(state, process, request).unwrap_or((state, process))
         })
     }
 }
 
 /// The whole of the rules: where `request` leads from here, or why it is refused.
-fn decide(state: VmState, process: Process, request: Request) -> Result<(VmState, Process), Refusal> {
-    use Request::{Delete, Pause, PowerOff, Reset, Resume, Shutdown, Start};
+fn decide(state: VmState, process: Process, request: &Request) -> Result<(VmState, Process), Refusal> {
+    use Request::{
+        Delete, DeleteSnapshot, LoadSnapshot, Pause, PowerOff, Reset, Resume, SaveSnapshot, Shutdown, Start,
+    };
     use VmState::{Created, Deleted, Failed, Paused, Running, Starting, Stopped, Stopping};
 
-    let refuse = |why| Err(Refusal { request, state, why });
+    let refuse = |why| Err(Refusal { request: request.clone(), state, why });
     match (state, request) {
         (Deleted, _) => refuse("it is no more"),
 
@@ -119,7 +134,16 @@ fn decide(state: VmState, process: Process, request: Request) -> Result<(VmState
         (Paused, Pause) => refuse("it stands still already"),
         (Paused, Resume) => Ok((Running, process)),
         (Running, Resume) => refuse("it runs already"),
-        (Starting | Stopping, Reset | Pause | Resume) => refuse("it is on its way to another state"),
+
+        // Processors that stood still before a load stand still after it.
+        (Running | Paused, SaveSnapshot { .. } | LoadSnapshot { .. } | DeleteSnapshot { .. }) => Ok((state, process)),
+        // As for a start.
+        (Created | Stopped | Failed, LoadSnapshot { .. }) => Ok((Running, Process::Alive)),
+
+        (
+            Starting | Stopping,
+            Reset | Pause | Resume | SaveSnapshot { .. } | LoadSnapshot { .. } | DeleteSnapshot { .. },
+        ) => refuse("it is on its way to another state"),
         (Stopping, Shutdown) => refuse("it is on its way down already"),
 
         (Created | Stopped, Delete) => Ok((Deleted, Process::None)),
@@ -127,10 +151,15 @@ fn decide(state: VmState, process: Process, request: Request) -> Result<(VmState
         (Starting | Running | Paused | Stopping, Delete) => refuse("it is on; power it off first"),
         (Failed, Delete) => refuse("its QEMU process still exists; power it off first"),
 
-        (Failed, Shutdown | Reset | Pause | Resume) if process == Process::Alive => {
+        (Failed, Shutdown | Reset | Pause | Resume | SaveSnapshot { .. } | DeleteSnapshot { .. })
+            if process == Process::Alive =>
+        {
             refuse("its QEMU process does not answer; power it off first")
         }
-        (Created | Stopped | Failed, Shutdown | PowerOff | Reset | Pause | Resume) => refuse("it is off"),
+        (
+            Created | Stopped | Failed,
+            Shutdown | PowerOff | Reset | Pause | Resume | SaveSnapshot { .. } | DeleteSnapshot { .. },
+        ) => refuse("it is off"),
     }
 }
 
@@ -150,15 +179,25 @@ mod tests {
         VmState::Failed,
         VmState::Deleted,
     ];
-    const REQUESTS: [Request; 7] = [
-        Request::Start,
-        Request::Shutdown,
-        Request::PowerOff,
-        Request::Reset,
-        Request::Pause,
-        Request::Resume,
-        Request::Delete,
-    ];
+    fn requests() -> Vec<Request> {
+        let tag = || "a".parse().expect("a name");
+        vec![
+            Request::Start,
+            Request::Shutdown,
+            Request::PowerOff,
+            Request::Reset,
+            Request::Pause,
+            Request::Resume,
+            Request::Delete,
+            save(),
+            Request::LoadSnapshot { tag: tag() },
+            Request::DeleteSnapshot { tag: tag() },
+        ]
+    }
+
+    fn save() -> Request {
+        Request::SaveSnapshot { tag: "a".parse().expect("a name") }
+    }
 
     fn queue(state: VmState) -> RequestQueue {
         let process = match state {
@@ -171,15 +210,18 @@ mod tests {
     #[test]
     fn each_state_allows_what_makes_sense_in_it() {
         let allowed = |state| -> Vec<Request> {
-            let fits = |request: &Request| queue(state).submit(RequestId(0), *request).is_ok();
-            REQUESTS.into_iter().filter(fits).collect()
+            let fits = |request: &Request| queue(state).submit(RequestId(0), request.clone()).is_ok();
+            requests().into_iter().filter(fits).collect()
         };
+        let snapshots = requests().split_off(7);
+        let load = snapshots[1].clone();
+        let and_snapshots = |these: &[Request]| [these, snapshots.as_slice()].concat();
         use Request::{Delete, Pause, PowerOff, Reset, Resume, Shutdown, Start};
-        assert_eq!(allowed(VmState::Created), [Start, Delete]);
-        assert_eq!(allowed(VmState::Running), [Shutdown, PowerOff, Reset, Pause]);
-        assert_eq!(allowed(VmState::Paused), [PowerOff, Reset, Resume]);
-        assert_eq!(allowed(VmState::Stopped), [Start, Delete]);
-        assert_eq!(allowed(VmState::Failed), [Start, Delete]);
+        assert_eq!(allowed(VmState::Created), [Start, Delete, load.clone()]);
+        assert_eq!(allowed(VmState::Running), and_snapshots(&[Shutdown, PowerOff, Reset, Pause]));
+        assert_eq!(allowed(VmState::Paused), and_snapshots(&[PowerOff, Reset, Resume]));
+        assert_eq!(allowed(VmState::Stopped), [Start, Delete, load.clone()]);
+        assert_eq!(allowed(VmState::Failed), [Start, Delete, load]);
         assert_eq!(allowed(VmState::Deleted), []);
     }
 
@@ -217,6 +259,37 @@ mod tests {
         assert_eq!(queue.next(), None);
     }
 
+    #[test]
+    fn a_power_off_waits_for_no_snapshot() {
+        let mut queue = queue(VmState::Running);
+        queue.submit(RequestId(1), save()).expect("allowed");
+        assert_eq!(queue.next(), Some(Step::Run(RequestId(1), save())));
+        queue.submit(RequestId(2), Request::Pause).expect("allowed");
+        assert_eq!(queue.next(), None, "a pause waits");
+        queue.submit(RequestId(3), Request::PowerOff).expect("allowed");
+        queue.submit(RequestId(4), Request::Start).expect("allowed");
+        assert_eq!(queue.next(), Some(Step::Abandon(RequestId(1))));
+        queue.finish(VmState::Running, Process::Alive);
+        let Some(Step::Refuse(RequestId(2), refusal)) = queue.next() else { panic!("must be refused") };
+        assert_eq!(refusal.to_string(), "cannot pause a VM that is running: it is to be powered off first");
+        assert_eq!(queue.next(), Some(Step::Run(RequestId(3), Request::PowerOff)));
+        queue.finish(VmState::Stopped, Process::None);
+        assert_eq!(queue.next(), Some(Step::Run(RequestId(4), Request::Start)));
+    }
+
+    #[test]
+    fn a_power_off_waits_for_what_is_done_in_a_moment() {
+        let mut queue = queue(VmState::Running);
+        queue.submit(RequestId(1), Request::Pause).expect("allowed");
+        queue.submit(RequestId(2), save()).expect("allowed");
+        queue.submit(RequestId(3), Request::PowerOff).expect("allowed");
+        assert_eq!(queue.next(), Some(Step::Run(RequestId(1), Request::Pause)));
+        assert_eq!(queue.next(), None);
+        queue.finish(VmState::Paused, Process::Alive);
+        assert_eq!(queue.next(), Some(Step::Run(RequestId(2), save())));
+        assert_eq!(queue.next(), Some(Step::Abandon(RequestId(2))));
+    }
+
     #[derive(Debug, Clone)]
     enum Op {
         Submit(Request),
@@ -229,7 +302,7 @@ mod tests {
         let state = || proptest::sample::select(&STATES[..]);
         let process = || prop_oneof![Just(Process::None), Just(Process::Alive)];
         prop_oneof![
-            4 => proptest::sample::select(&REQUESTS[..]).prop_map(Op::Submit),
+            4 => proptest::sample::select(requests()).prop_map(Op::Submit),
             3 => Just(Op::Next),
             3 => (state(), process()).prop_map(|(state, process)| Op::Finish(state, process)),
             1 => (state(), process()).prop_map(|(state, process)| Op::Observe(state, process)),
@@ -244,26 +317,43 @@ mod tests {
         ) {
             let mut queue = RequestQueue::new(start, Process::None);
             let (mut number, mut running, mut accepted) = (0, None, VecDeque::new());
+            // Whether one has been given up and the power off has not had its turn.
+            let mut hurries = false;
             for op in ops {
                 match op {
                     Op::Submit(request) => {
                         number += 1;
-                        if queue.submit(RequestId(number), request).is_ok() {
+                        if queue.submit(RequestId(number), request.clone()).is_ok() {
                             accepted.push_back((RequestId(number), request));
                         }
                     }
                     Op::Next => match queue.next() {
                         Some(Step::Run(id, request)) => {
                             prop_assert!(running.is_none(), "two at a time");
-                            prop_assert_eq!(accepted.pop_front(), Some((id, request)));
-                            prop_assert!(decide(queue.state, queue.process, request).is_ok());
-                            running = Some(id);
+                            prop_assert!(decide(queue.state, queue.process, &request).is_ok());
+                            prop_assert!(!hurries || request == Request::PowerOff, "what was given up was so for nothing");
+                            hurries = false;
+                            prop_assert_eq!(accepted.pop_front(), Some((id, request.clone())));
+                            running = Some((id, request));
                         }
                         Some(Step::Refuse(id, refusal)) => {
-                            prop_assert_eq!(accepted.pop_front(), Some((id, refusal.request)));
                             prop_assert_eq!(refusal.state, queue.state);
+                            hurries &= refusal.request != Request::PowerOff;
+                            prop_assert_eq!(accepted.pop_front(), Some((id, refusal.request)));
                         }
-                        None => prop_assert!(running.is_some() || accepted.is_empty()),
+                        Some(Step::Abandon(id)) => {
+                            let (given_up, request) = running.take().expect("it runs");
+                            prop_assert!(given_up == id && request.takes_long());
+                            prop_assert!(accepted.iter().any(|(_, request)| *request == Request::PowerOff));
+                            hurries = true;
+                            queue.finish(queue.state, queue.process);
+                        }
+                        None => {
+                            prop_assert!(running.is_some() || accepted.is_empty());
+                            let long = running.as_ref().is_some_and(|(_, request): &(_, Request)| request.takes_long());
+                            let off = accepted.iter().any(|(_, request)| *request == Request::PowerOff);
+                            prop_assert!(!(long && off), "a power off waits for what takes long");
+                        }
                     },
                     Op::Finish(state, process) => if running.take().is_some() {
                         queue.finish(state, process);
@@ -276,8 +366,8 @@ mod tests {
         }
 
         #[test]
-        fn nothing_is_allowed_after_deletion(request in proptest::sample::select(&REQUESTS[..])) {
-            prop_assert!(decide(VmState::Deleted, Process::None, request).is_err());
+        fn nothing_is_allowed_after_deletion(request in proptest::sample::select(requests())) {
+            prop_assert!(decide(VmState::Deleted, Process::None, &request).is_err());
         }
     }
 }

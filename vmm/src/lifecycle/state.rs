@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
+use super::snapshot::SnapshotTag;
 use crate::accelerator::AcceleratorReport;
 
 /// What a VM is doing.
@@ -30,7 +31,7 @@ pub enum VmState {
 }
 
 /// What a VM can be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     /// Start it.
@@ -47,6 +48,28 @@ pub enum Request {
     Resume,
     /// Forget the VM; its disks stay.
     Delete,
+    /// Keep the state that it is in.
+    SaveSnapshot {
+        /// Under this name.
+        tag: SnapshotTag,
+    },
+    /// Go back to a state that was kept, from whatever it is doing. One that is off is started in that state.
+    LoadSnapshot {
+        /// Its name.
+        tag: SnapshotTag,
+    },
+    /// Forget a state that was kept.
+    DeleteSnapshot {
+        /// Its name.
+        tag: SnapshotTag,
+    },
+}
+
+impl Request {
+    /// Whether it goes on beside others for as long as the disks take, and can be given up.
+    pub(super) fn takes_long(&self) -> bool {
+        matches!(self, Self::SaveSnapshot { .. } | Self::LoadSnapshot { .. } | Self::DeleteSnapshot { .. })
+    }
 }
 
 /// Everything to know about a VM at one moment.
@@ -130,10 +153,13 @@ impl fmt::Display for Request {
             Self::Pause => "pause",
             Self::Resume => "resume",
             Self::Delete => "delete",
+            Self::SaveSnapshot { .. } => "save a snapshot of",
+            Self::LoadSnapshot { .. } => "load a snapshot of",
+            Self::DeleteSnapshot { .. } => "delete a snapshot of",
         })
     }
 }
 
-fn as_unix_seconds<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn as_unix_seconds<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs()))
 }

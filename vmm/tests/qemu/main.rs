@@ -8,3 +8,4 @@ mod display;
 mod failures;
 mod kit;
 mod lifecycle;
+mod snapshots;

@@ -97,6 +97,10 @@ impl Driver {
     async fn handle_event(&mut self, event: &Event) {
         tracing::debug!(event = event.name, data = %event.data, "QEMU");
         self.connections.bus.note(event);
+        if self.job.is_some() {
+            // QEMU may be silent until it ends. It is looked at then.
+            return;
+        }
         match event.name.as_str() {
             "BLOCK_IO_ERROR" if event.data["action"] == "stop" => {
                 let text = |key: &str| event.data[key].as_str().unwrap_or("?").to_owned();
@@ -121,7 +125,8 @@ impl Driver {
         let reason = machine.obituary(exit);
         machine.bury().await;
         tracing::warn!(reason, "QEMU ended");
-        self.enter(VmState::Failed, Some(reason));
+        self.enter(VmState::Failed, Some(reason.clone()));
+        self.abandon_job(Trouble::Failed(reason));
     }
 
     /// Makes the state what QEMU says it is.
@@ -171,8 +176,8 @@ impl Driver {
     }
 
     fn fail_on(&mut self, done: Result<(), Trouble>) {
-        if let Err(Trouble::Failed(reason) | Trouble::Refused(reason)) = done {
-            self.enter(VmState::Failed, Some(reason));
+        if let Err(trouble) = done {
+            self.enter(VmState::Failed, Some(trouble.reason()));
         }
     }
 
@@ -185,7 +190,7 @@ impl Driver {
         let now = Instant::now();
         self.end_overdue_shutdowns(now);
         if self.next_attach.is_some_and(|at| at <= now) {
-            self.next_attach = None;
+            self.next_attach = self.job.is_some().then_some(now + RETRY_AFTER);
             self.attach_if_missing().await;
         }
         if self.next_heartbeat <= now {
@@ -195,6 +200,13 @@ impl Driver {
 
     /// Sees whether QEMU still answers; one that had stopped may have come back.
     async fn heartbeat(&mut self) {
+        let listens = self.machine.as_ref().is_some_and(|machine| machine.qmp().is_some());
+        if self.job.is_some() && listens {
+            // It has its own deadline.
+            self.next_heartbeat = Instant::now() + self.host.config.deadlines.heartbeat;
+            return;
+        }
+        self.abandon_job(Trouble::Failed(QmpError::Closed.to_string()));
         let failed = self.status.borrow().state == VmState::Failed;
         let until_next = if self.machine.is_some() && failed && self.still_hangs().await {
             2 * RETRY_AFTER
@@ -217,7 +229,7 @@ impl Driver {
     }
 
     async fn attach_if_missing(&mut self) {
-        if self.machine.as_ref().is_some_and(|machine| !machine.has_display()) {
+        if self.job.is_none() && self.machine.as_ref().is_some_and(|machine| !machine.has_display()) {
             self.attach().await;
         }
     }

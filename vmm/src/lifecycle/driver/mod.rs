@@ -1,8 +1,10 @@
 //! The one task that changes a VM.
 //!
-//! Here is its loop and its state; `requests` has what others ask, `watch` what happens by itself.
+//! Here is its loop and its state; `requests` has what others ask, `jobs` what of it takes long, `happenings` what happens
+//! by itself.
 
 mod happenings;
+mod jobs;
 mod requests;
 
 use std::collections::HashMap;
@@ -15,9 +17,12 @@ use tokio::time::{Instant, sleep_until};
 
 use super::machine::{Connections, Machine};
 use super::request_queue::{Process, RequestId, RequestQueue, Step};
+use super::snapshot::Snapshot;
 use super::state::{Request, RequestError, Status, VmState};
 use crate::definition::Definition;
 use crate::host::HostShared;
+
+use jobs::Job;
 
 /// How soon a display or a monitor that was lost, or a QEMU that does not answer, is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -27,6 +32,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub(crate) enum Message {
     Request { request: Request, reply: Reply },
     Screendump { path: PathBuf, reply: oneshot::Sender<Result<(), String>> },
+    Snapshots { reply: oneshot::Sender<Result<Vec<Snapshot>, String>> },
 }
 
 type Reply = oneshot::Sender<Result<(), RequestError>>;
@@ -37,6 +43,8 @@ enum Trouble {
     Refused(String),
     /// The VM has failed over it.
     Failed(String),
+    /// There is no sense left in what its QEMU holds.
+    Lost(String),
 }
 
 /// A VM's driver.
@@ -55,10 +63,19 @@ pub(crate) struct Driver {
     /// Who waits for the guest to go down, and until when.
     shutdowns: Vec<(Reply, Instant)>,
     machine: Option<Machine>,
+    /// What takes long; QEMU may answer nothing else meanwhile.
+    job: Option<Job>,
     /// What a disk said before the processors stopped.
     disk_failure: Option<String>,
     next_heartbeat: Instant,
     next_attach: Option<Instant>,
+}
+
+impl Trouble {
+    fn reason(self) -> String {
+        let (Self::Refused(reason) | Self::Failed(reason) | Self::Lost(reason)) = self;
+        reason
+    }
 }
 
 impl Driver {
@@ -86,6 +103,7 @@ impl Driver {
             next_id: 0,
             shutdowns: Vec::new(),
             machine: None,
+            job: None,
             disk_failure: None,
             next_heartbeat,
             next_attach: None,
@@ -114,13 +132,20 @@ impl Driver {
                 None => std::future::pending().await,
             }
         };
-        // The losers lose nothing: a queue, a machine's events, and a time that stays where it is.
+        let job = async {
+            match &mut self.job {
+                Some(job) => job.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        // The losers lose nothing: a queue, a machine's events, a job that goes on, and a time that stays where it is.
         tokio::select! {
             message = self.messages.recv() => match message {
                 Some(message) => self.handle_message(message).await,
                 None => return false,
             },
             happening = happening => self.handle_happening(happening).await,
+            done = job => self.end_job(done).await,
             () = sleep_until(timer) => self.handle_timer().await,
         }
         true
@@ -136,11 +161,8 @@ impl Driver {
                     Err(refusal) => drop(reply.send(Err(refusal.into()))),
                 }
             }
-            Message::Screendump { path, reply } => {
-                let dumped = self.screendump(&path).await;
-                // The caller may have lost interest.
-                let _ = reply.send(dumped);
-            }
+            Message::Screendump { path, reply } => answer_aside(reply, self.screendump(&path)),
+            Message::Snapshots { reply } => answer_aside(reply, self.list_snapshots()),
         }
     }
 
@@ -153,16 +175,19 @@ impl Driver {
             match step {
                 Step::Refuse(id, refusal) => self.answer(id, Err(refusal.into())),
                 Step::Run(id, request) => {
-                    let done = self.carry_out(id, request).await;
-                    self.finish(id, request, done);
+                    if let Some(done) = self.carry_out(id, &request).await {
+                        self.finish(id, request, done);
+                    }
                 }
+                Step::Abandon(_) => self.abandon_job(Trouble::Refused("it is to be powered off first".into())),
             }
         }
     }
 
-    async fn carry_out(&mut self, id: RequestId, request: Request) -> Result<(), Trouble> {
+    /// Carries out a request; none when it goes on as a job.
+    async fn carry_out(&mut self, id: RequestId, request: &Request) -> Option<Result<(), Trouble>> {
         tracing::debug!(%request, "request");
-        match request {
+        Some(match request {
             Request::Start => self.start().await,
             Request::Shutdown => self.shut_down(id).await,
             Request::PowerOff => self.power_off(None).await,
@@ -170,14 +195,17 @@ impl Driver {
             Request::Pause => self.ask_qemu("stop").await,
             Request::Resume => self.ask_qemu("cont").await,
             Request::Delete => self.delete(),
-        }
+            Request::SaveSnapshot { tag } => return self.begin_save(id, tag.clone()).err().map(Err),
+            Request::LoadSnapshot { tag } => return self.begin_load(id, tag.clone()).await.err().map(Err),
+            Request::DeleteSnapshot { tag } => return self.begin_delete(id, tag.clone()).err().map(Err),
+        })
     }
 
     fn finish(&mut self, id: RequestId, request: Request, done: Result<(), Trouble>) {
         let answer = match done {
             Ok(()) => Ok(()),
             Err(Trouble::Refused(reason)) => Err(RequestError::Failed { request, reason }),
-            Err(Trouble::Failed(reason)) => {
+            Err(Trouble::Failed(reason) | Trouble::Lost(reason)) => {
                 self.enter(VmState::Failed, Some(reason.clone()));
                 Err(RequestError::Failed { request, reason })
             }
@@ -228,5 +256,17 @@ impl Driver {
         for (reply, _) in self.shutdowns.drain(..) {
             let _ = reply.send(answer.clone());
         }
+    }
+}
+
+/// Answers a question that QEMU is asked, when it answers; the driver goes on.
+fn answer_aside<T: Send + 'static>(
+    reply: oneshot::Sender<Result<T, String>>,
+    question: Result<impl Future<Output = Result<T, String>> + Send + 'static, String>,
+) {
+    match question {
+        Ok(question) => drop(tokio::spawn(async move { reply.send(question.await) })),
+        // The caller may have lost interest.
+        Err(reason) => drop(reply.send(Err(reason))),
     }
 }

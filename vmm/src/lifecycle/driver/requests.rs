@@ -11,11 +11,20 @@ use tokio::time::Instant;
 use super::{Driver, RequestId, Trouble, VmState};
 use crate::accelerator::AcceleratorReport;
 use crate::definition::{Accelerator, sync_folder};
-use crate::engine::{DISPLAY_DEVICE, Launch, QmpError, RuntimeFolder, arguments};
+use crate::engine::{DISPLAY_DEVICE, Launch, MONITORS_IN_ORDER, QmpError, RuntimeFolder, arguments};
 use crate::lifecycle::machine::{Machine, Plan};
 
 impl Driver {
     pub(super) async fn start(&mut self) -> Result<(), Trouble> {
+        let accelerator = self.boot().await?;
+        self.run_processors().await?;
+        self.enter(VmState::Running, None);
+        tracing::info!(pid = self.status.borrow().pid, %accelerator, "started");
+        Ok(())
+    }
+
+    /// Starts a QEMU whose processors wait, in place of one that may be left.
+    pub(super) async fn boot(&mut self) -> Result<Accelerator, Trouble> {
         self.enter(VmState::Starting, None);
         self.disk_failure = None;
         if let Some(left) = self.machine.take() {
@@ -28,17 +37,19 @@ impl Driver {
         }
         let folder = RuntimeFolder::create(&self.runtime)
             .map_err(|error| Trouble::Failed(format!("runtime folder {}: {error}", self.runtime.display())))?;
-        let arguments = arguments(&self.definition, &self.launch(report.accelerator));
-        let plan = Plan { qemu: &self.host.qemu, arguments: &arguments, bus: self.definition.bus };
+        let launch = self.launch(report.accelerator).await;
+        let plan = Plan {
+            qemu: &self.host.qemu,
+            arguments: &arguments(&self.definition, &launch),
+            allocator: launch.allocator(self.definition.monitors),
+            bus: self.definition.bus,
+        };
         let machine = Machine::start(plan, folder, &self.connections, self.host.config.deadlines).await;
         let machine = self.machine.insert(machine.map_err(Trouble::Failed)?);
         self.status.send_modify(|status| status.pid = Some(machine.pid()));
         self.look_at_port().await;
         self.attach().await;
-        self.run_processors().await?;
-        self.enter(VmState::Running, None);
-        tracing::info!(pid = self.status.borrow().pid, accelerator = %report.accelerator, "started");
-        Ok(())
+        Ok(report.accelerator)
     }
 
     async fn accelerator(&self) -> Result<AcceleratorReport, Trouble> {
@@ -49,10 +60,11 @@ impl Driver {
         })
     }
 
-    fn launch(&self, accelerator: Accelerator) -> Launch {
+    async fn launch(&self, accelerator: Accelerator) -> Launch {
         let is_block_device = |path| fs::metadata(path).is_ok_and(|data| data.file_type().is_block_device());
         let block_devices = self.definition.disks.iter().map(|disk| is_block_device(&disk.path)).collect();
-        Launch { accelerator, block_devices }
+        let version = if self.definition.monitors > MONITORS_IN_ORDER { self.host.version().await } else { None };
+        Launch { accelerator, block_devices, version }
     }
 
     /// The last step of a start; a QEMU that cannot even do this is ended.
@@ -114,9 +126,10 @@ impl Driver {
         Ok(())
     }
 
-    pub(super) async fn screendump(&self, path: &Path) -> Result<(), String> {
+    pub(super) fn screendump(&self, path: &Path) -> Result<impl Future<Output = Result<(), String>> + use<>, String> {
         let machine = self.machine.as_ref().ok_or("the VM is off")?;
+        let qmp = machine.qmp().ok_or_else(|| QmpError::Closed.to_string())?;
         let arguments = json!({ "filename": path, "device": DISPLAY_DEVICE, "head": 0, "format": "png" });
-        machine.execute("screendump", arguments).await.map(drop).map_err(|error| error.to_string())
+        Ok(async move { qmp.execute("screendump", arguments).await.map(drop).map_err(|error| error.to_string()) })
     }
 }
