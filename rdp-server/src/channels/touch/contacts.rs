@@ -126,6 +126,11 @@ impl Contacts {
         }
     }
 
+    /// Whether nothing is known of a contact: the client has not begun it.
+    pub(super) fn is_away(&self, id: u8) -> bool {
+        self.state(id) == State::Away
+    }
+
     /// Cancels every contact that the guest has, and refuses it from then on.
     pub(super) fn cancel_all(&mut self) -> Vec<Step> {
         let cancel = |known: &mut Known| {

@@ -23,7 +23,9 @@ mod wire;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use console::{ContactSize, FinePoint, MAX_CONTACTS, PenButtons, PenEvent, PenTilt, Size, TouchContact, TouchFrame};
+use console::{
+    ContactPhase, ContactSize, FinePoint, MAX_CONTACTS, PenButtons, PenEvent, PenTilt, Size, TouchContact, TouchFrame,
+};
 use thiserror::Error;
 
 use contacts::{Contacts, Step};
@@ -196,19 +198,29 @@ impl TouchChannel {
 
     fn handle_touch(&mut self, frame: &Frame<pdu::Contact>, client: CsReady) {
         self.finger_time = self.finger_time.saturating_add(offset(frame, client));
-        self.fingers.begin_frame();
-        let mut contacts = Vec::new();
-        for (contact, common) in once_each(&frame.contacts, |contact| contact.common) {
-            if self.guest.is_none() {
-                self.fingers.refuse(common.id, common.phase);
-                continue;
-            }
-            let to = place(common, self.desktop);
-            let step = self.fingers.step(common.id, common.phase, to, self.finger_time);
-            contacts.extend(step.map(|step| touch_contact(&step, Some(contact))));
+        let contacts = once_each(&frame.contacts, |contact| contact.common);
+        if self.guest.is_none() {
+            return contacts.iter().for_each(|(_, common)| self.fingers.refuse(common.id, common.phase));
         }
-        let since_previous = self.finger_time.saturating_sub(self.last_frame);
-        self.push_frame(contacts, since_previous);
+        // FreeRDP tells every 20 ms what a finger did last: of a short tap, only its end.
+        let is_tap =
+            |fingers: &Contacts, common: Common| common.phase == Some(ContactPhase::Up) && fingers.is_away(common.id);
+        let taps = contacts.iter().filter(|(_, common)| is_tap(&self.fingers, *common));
+        let taps: Vec<_> = taps.map(|(contact, common)| (*contact, common.with(ContactPhase::Down))).collect();
+        self.pass_frame(&taps);
+        self.pass_frame(&contacts);
+    }
+
+    /// Passes on what the figure allows of a frame's contacts.
+    fn pass_frame(&mut self, contacts: &[(&pdu::Contact, Common)]) {
+        self.fingers.begin_frame();
+        let mut shown = Vec::new();
+        for (contact, common) in contacts {
+            let to = place(*common, self.desktop);
+            let step = self.fingers.step(common.id, common.phase, to, self.finger_time);
+            shown.extend(step.map(|step| touch_contact(&step, Some(contact))));
+        }
+        self.push_frame(shown, self.finger_time.saturating_sub(self.last_frame));
     }
 
     fn handle_pen(&mut self, frame: &Frame<pdu::Pen>, client: CsReady) {

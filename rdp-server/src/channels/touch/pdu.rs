@@ -102,6 +102,13 @@ pub(super) struct Common {
     pub(super) phase: Option<ContactPhase>,
 }
 
+impl Common {
+    /// The same contact, doing that.
+    pub(super) fn with(self, phase: ContactPhase) -> Self {
+        Self { phase: Some(phase), ..self }
+    }
+}
+
 /// RDPINPUT_TOUCH_CONTACT (2.2.3.3.1.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Contact {

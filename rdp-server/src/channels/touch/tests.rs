@@ -120,6 +120,21 @@ fn an_impossible_contact_is_cancelled_and_the_others_go_on() {
 }
 
 #[test]
+fn a_tap_of_which_only_the_end_is_told_is_a_tap() {
+    let mut channel = opened();
+    touch(&mut channel, vec![(0, vec![finger(0, 1, 1, DOWN)])]);
+    touch(&mut channel, vec![(0, vec![finger(0, 1, 1, UP), finger(1, 2, 2, UP)])]);
+    use ContactPhase::{Down, Up};
+    assert_eq!(phases(&mut channel), vec![vec![(0, Down)], vec![(1, Down)], vec![(0, Up), (1, Up)]]);
+    // The end of one that was cancelled is none.
+    touch(&mut channel, vec![(0, vec![finger(0, 1, 1, DOWN)])]);
+    channel.cancel_all();
+    outputs(&mut channel);
+    touch(&mut channel, vec![(0, vec![finger(0, 1, 1, UP)])]);
+    assert_eq!(outputs(&mut channel), []);
+}
+
+#[test]
 fn a_contact_that_is_twice_in_a_frame_is_cancelled_once() {
     let mut channel = opened();
     touch(&mut channel, vec![(0, vec![finger(0, 1, 1, DOWN)])]);
