@@ -13,6 +13,7 @@ use crate::picture::{Likeness, Picture};
 use crate::process::Process;
 use crate::scratch;
 use crate::text::{Font, Screen};
+use crate::touch_screen::Touch;
 use crate::wait::{Look, wait_until};
 
 /// How long a client may take to show its window, or to end when it must.
@@ -39,6 +40,7 @@ pub struct Connect {
     logon: Vec<String>,
     size: (u16, u16),
     options: Vec<String>,
+    touch_screen: bool,
 }
 
 /// A client that runs. Dropping it kills it and its display.
@@ -68,6 +70,7 @@ impl Connect {
             logon: vec![format!("/v:{address}"), format!("/u:{user}"), format!("/p:{password}")],
             size: (1280, 800),
             options: Vec::new(),
+            touch_screen: false,
         }
     }
 
@@ -79,6 +82,7 @@ impl Connect {
             logon: vec![format!("/p:{password}")],
             size: (1280, 800),
             options: Vec::new(),
+            touch_screen: false,
         }
     }
 
@@ -98,6 +102,11 @@ impl Connect {
         self
     }
 
+    /// With a touch screen, and the channel for it.
+    pub fn with_touch_screen(self) -> Self {
+        Self { touch_screen: true, ..self }.with(["+multitouch"])
+    }
+
     /// Starts the client.
     ///
     /// # Errors
@@ -105,7 +114,10 @@ impl Connect {
     /// When it or its display cannot be started.
     pub fn start(&self) -> Result<Client> {
         let folder = scratch::folder("client")?;
-        let display = Display::start(&folder)?;
+        let display = match self.touch_screen {
+            true => Display::start_with_touch_screen(&folder)?,
+            false => Display::start(&folder)?,
+        };
         let mut command = Command::new(self.program.name());
         command.args(self.arguments()).env("DISPLAY", display.name());
         // Its own home: nothing of the person who runs the tests is read or written.
@@ -298,6 +310,15 @@ impl Client {
     /// When the display fails.
     pub fn click(&self, button: Button) -> Result<()> {
         self.display.click(button)
+    }
+
+    /// A finger does something at a point of its window; needs [`Connect::with_touch_screen`].
+    ///
+    /// # Errors
+    ///
+    /// When the display fails.
+    pub fn touch(&mut self, finger: u32, what: Touch, x: u16, y: u16) -> Result<()> {
+        self.display.touch(finger, what, x, y)
     }
 
     /// Changes the size of its window.

@@ -1,7 +1,9 @@
-//! The X server that a client draws on: one per client, without a screen, a keyboard or a window manager.
+//! The X server that a client draws on: one per client, without a screen, a keyboard or a window manager. It may have a
+//! touch screen.
 //!
 //! What a person would do is done through the XTEST extension; what they would see is read back as pixels.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -21,6 +23,7 @@ use x11rb::rust_connection::RustConnection;
 use crate::keys::{Keyboard, Stroke, keysym};
 use crate::picture::Picture;
 use crate::process::Process;
+use crate::touch_screen::{self, Touch, TouchScreen};
 use crate::wait::{Look, wait_until};
 
 /// How long the X server may take to start.
@@ -39,6 +42,8 @@ pub struct Display {
     connection: RustConnection,
     root: WindowId,
     keyboard: Keyboard,
+    /// Connected as long as the server lives: one that has lost its finger spins.
+    touch_screen: Option<TouchScreen>,
     name: String,
     _server: Process,
 }
@@ -72,10 +77,29 @@ impl Display {
     pub fn start(folder: &Path) -> Result<Self> {
         let mut command = Command::new("Xvfb");
         let (width, height) = SIZE;
-        // Without `-noreset` it forgets its settings whenever the last window is closed.
-        command.args(["-displayfd", "1", "-noreset", "-nolisten", "tcp"]);
         command.args(["-screen", "0", &format!("{width}x{height}x24")]);
-        let mut server = Process::start(command, &folder.join("xvfb.log"))?;
+        Self::open(Process::start(with_common_arguments(command), &folder.join("xvfb.log"))?)
+    }
+
+    /// Starts an X server with a touch screen; its logs go into `folder`.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn start_with_touch_screen(folder: &Path) -> Result<Self> {
+        let configuration = folder.join("xorg.conf");
+        fs::write(&configuration, touch_screen::configuration(folder, SIZE))?;
+        let mut command = Command::new("Xorg");
+        command.arg("-config").arg(configuration).arg("-logfile").arg(folder.join("xorg-details.log"));
+        // It has no terminal, wants none, and leaves those of others alone.
+        command.args(["vt99", "-sharevts", "-novtswitch"]);
+        let server = Process::start(with_common_arguments(command), &folder.join("xorg.log"))?;
+        let mut display = Self::open(server)?;
+        display.touch_screen = Some(TouchScreen::connect(folder, SIZE)?);
+        Ok(display)
+    }
+
+    fn open(mut server: Process) -> Result<Self> {
         let number: u32 = server.wait_for_line(START, "the number of the display", |line| line.parse().ok())?;
         let name = format!(":{number}");
         let (connection, screen) = x11rb::connect(Some(&name)).with_context(|| format!("no X server on {name}"))?;
@@ -84,7 +108,7 @@ impl Display {
         // A key is held as long as the test says: a slow machine must not make two letters of one.
         let no_repeat = ChangeKeyboardControlAux::new().auto_repeat_mode(AutoRepeatMode::OFF);
         connection.change_keyboard_control(&no_repeat)?.check()?;
-        Ok(Self { connection, root, keyboard, name, _server: server })
+        Ok(Self { connection, root, keyboard, touch_screen: None, name, _server: server })
     }
 
     /// What `DISPLAY` has to be for programs that shall draw here.
@@ -212,6 +236,15 @@ impl Display {
         self.sync()
     }
 
+    /// A finger does something at a point of the screen; see [`TouchScreen::touch`].
+    ///
+    /// # Errors
+    ///
+    /// When there is no touch screen, or the X server fails.
+    pub fn touch(&mut self, finger: u32, what: Touch, x: u16, y: u16) -> Result<()> {
+        self.touch_screen.as_mut().context("this display has no touch screen")?.touch(finger, what, x, y)
+    }
+
     fn key(&self, stroke: Stroke, pressed: bool) -> Result<()> {
         let event = if pressed { KEY_PRESS_EVENT } else { KEY_RELEASE_EVENT };
         self.connection.xtest_fake_input(event, stroke.keycode, KEY_DELAY, self.root, 0, 0, 0)?;
@@ -223,4 +256,10 @@ impl Display {
         self.connection.get_input_focus()?.reply()?;
         Ok(())
     }
+}
+
+fn with_common_arguments(mut command: Command) -> Command {
+    // Without `-noreset` it forgets its settings whenever the last window is closed.
+    command.args(["-displayfd", "1", "-noreset", "-nolisten", "tcp"]);
+    command
 }

@@ -6,7 +6,7 @@
 //! | [`gateway`], [`api`] | a `fanlight` on a state folder of its own |
 //! | [`guest`] | a virtual machine with the console guest, and QEMU's view of its screen |
 //! | [`client`] | FreeRDP 3 and 2, as a person would use them |
-//! | [`display`], [`keys`] | the X server a client draws on: pictures, keys, pointer |
+//! | [`display`], [`keys`], [`touch_screen`] | the X server a client draws on: pictures, keys, pointer, fingers |
 //! | [`picture`], [`text`] | pixels, and what is written in them |
 //! | [`wire`], [`tls`] | what a client of ill will sends |
 //! | [`usage`] | memory and processor time of a process |
@@ -26,6 +26,7 @@ pub mod process;
 pub mod scratch;
 pub mod text;
 pub mod tls;
+pub mod touch_screen;
 pub mod usage;
 pub mod wait;
 pub mod wire;
