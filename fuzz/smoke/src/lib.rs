@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use enhanced_session::class::fuzz_oracle as classes;
+use enhanced_session::fuzz_oracle as bus;
 use rdp_server::fuzz_oracle as rdp;
 use vmm::fuzz_oracle as vm;
 
@@ -17,8 +18,10 @@ pub use mutate::Mutator;
 pub type Oracle = fn(&[u8]);
 
 /// Every fuzz target and its oracle. The names are those of `fuzz/fuzz_targets` and `fuzz/seeds`.
-pub const TARGETS: [(&str, Oracle); 16] = [
+pub const TARGETS: [(&str, Oracle); 18] = [
     ("bus_classes", classes::fuzz_bus_classes),
+    ("bus_region", bus::fuzz_bus_region),
+    ("bus_ring", bus::fuzz_bus_ring),
     ("connection_request", rdp::fuzz_connection_request),
     ("credssp", rdp::fuzz_credssp),
     ("definition", vm::fuzz_definition),

@@ -71,6 +71,8 @@ macro_rules! smoke {
 
 smoke!(
     bus_classes,
+    bus_region,
+    bus_ring,
     connection_request,
     credssp,
     definition,
