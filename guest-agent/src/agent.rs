@@ -28,6 +28,7 @@ pub struct Agent {
 struct Channel {
     class: Class,
     has_rings: bool,
+    preference: Preference,
     state: State,
     /// Before it is opened again.
     pause: Duration,
@@ -65,8 +66,12 @@ impl Agent {
             debug!(class = %offer.class, channel = %offer.id, "left closed");
             return;
         }
-        let channel =
-            Channel { class: offer.class, has_rings: offer.has_rings, state: State::Closed(now), pause: FIRST_PAUSE };
+        let preference = match self.transport {
+            TransportChoice::Auto | TransportChoice::Ring => Preference::Ring,
+            TransportChoice::Stream => Preference::Stream,
+        };
+        let (class, has_rings) = (offer.class, offer.has_rings);
+        let channel = Channel { class, has_rings, preference, state: State::Closed(now), pause: FIRST_PAUSE };
         // One that rested after faults is offered again under its number.
         self.channels.insert(offer.id, channel);
     }
@@ -78,6 +83,19 @@ impl Agent {
         let mut open = Open { service, since: now, is_watched: false, held: None, has_room: true };
         open.watch(id, poller);
         channel.state = State::Open(Box::new(open));
+    }
+
+    /// Rings may be to blame: where nothing else is asked for, the stream is tried next.
+    fn open_failed(&mut self, now: Instant, id: ChannelId) {
+        if let Some(channel) = self.channels.get_mut(&id)
+            && self.transport == TransportChoice::Auto
+        {
+            channel.preference = match channel.preference {
+                Preference::Ring => Preference::Stream,
+                Preference::Stream => Preference::Ring,
+            };
+        }
+        self.closed(now, id);
     }
 
     /// The channel is not open, or not any more: it is tried again later.
@@ -97,16 +115,12 @@ impl Agent {
             if !matches!(channel.state, State::Closed(at) if at <= now) {
                 continue;
             }
-            let preference = match self.transport {
-                TransportChoice::Ring if !channel.has_rings => {
-                    warn!(class = %channel.class, "there are no rings for it, and nothing else is allowed");
-                    channel.state = State::Unusable;
-                    continue;
-                }
-                TransportChoice::Auto | TransportChoice::Ring => Preference::Ring,
-                TransportChoice::Stream => Preference::Stream,
-            };
-            channel.state = match endpoint.open(*id, preference) {
+            if self.transport == TransportChoice::Ring && !channel.has_rings {
+                warn!(class = %channel.class, "there are no rings for it, and nothing else is allowed");
+                channel.state = State::Unusable;
+                continue;
+            }
+            channel.state = match endpoint.open(*id, channel.preference) {
                 Ok(()) => State::Opening,
                 // On its way to being closed: that it is will be told.
                 Err(OpenError::InUse) => State::Closed(now + FIRST_PAUSE),
@@ -158,7 +172,7 @@ impl Tenant for Agent {
             Event::Opened { id, transport } => self.opened(now, id, transport, poller),
             Event::OpenFailed { id, code } => {
                 debug!(channel = %id, ?code, "the host does not open it");
-                self.closed(now, id);
+                self.open_failed(now, id);
             }
             Event::Closed { id, reason } => {
                 debug!(channel = %id, ?reason, "closed");

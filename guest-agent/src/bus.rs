@@ -49,7 +49,8 @@ pub trait Tenant {
     /// When [`handle_timeout`](Self::handle_timeout) is to be called.
     fn poll_timeout(&self) -> Option<Instant>;
 
-    /// Does what has become due.
+    /// Does what has become due. Called at other times, too, whenever the loop is awake: what may be done a little
+    /// early then saves a wake of its own.
     fn handle_timeout(&mut self, now: Instant, endpoint: &mut Endpoint, poller: &Poller);
 
     /// What is watched for this channel is readable.
@@ -195,6 +196,7 @@ impl Bus {
 
     /// Does all that can be done without waiting.
     fn advance(&mut self, tenant: &mut dyn Tenant) {
+        tenant.handle_timeout(Instant::now(), &mut self.endpoint, &self.poller);
         loop {
             let now = Instant::now();
             self.connect(now);

@@ -2,7 +2,9 @@
 
 use std::fmt::{Debug, Write as _};
 use std::io::{IsTerminal, Write as _};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -10,6 +12,9 @@ use tracing::{Event, Level, Metadata, Subscriber};
 
 /// The kernel's log cuts longer lines.
 const MAX_LINE_BYTES: usize = 900;
+/// Lines within a period; what a host can make us say over and over must not fill a guest's disk.
+const MAX_LINES: u32 = 100;
+const PERIOD: Duration = Duration::from_secs(60);
 
 /// Begins to log what is at least as grave as `level`.
 ///
@@ -17,7 +22,7 @@ const MAX_LINE_BYTES: usize = 900;
 /// systemd's journal understand it.
 pub fn start(name: &'static str, level: Level) {
     let with_priority = !std::io::stderr().is_terminal();
-    let logger = Logger { name, level, with_priority, spans: AtomicU64::new(1) };
+    let logger = Logger { name, level, with_priority, spans: AtomicU64::new(1), limit: Mutex::new(Limit::default()) };
     // A second logger, in tests, changes nothing.
     let _ = tracing::subscriber::set_global_default(logger);
 }
@@ -27,6 +32,27 @@ struct Logger {
     level: Level,
     with_priority: bool,
     spans: AtomicU64,
+    limit: Mutex<Limit>,
+}
+
+/// How many lines there were in the present period.
+#[derive(Debug, Default)]
+struct Limit {
+    began: Option<Instant>,
+    lines: u32,
+}
+
+impl Limit {
+    /// Whether another line may be written; else how many were left out, once the period is over.
+    fn take(&mut self, now: Instant) -> (bool, u32) {
+        let is_over = self.began.is_none_or(|began| now.saturating_duration_since(began) >= PERIOD);
+        let left_out = if is_over { self.lines.saturating_sub(MAX_LINES) } else { 0 };
+        if is_over {
+            *self = Self { began: Some(now), lines: 0 };
+        }
+        self.lines = self.lines.saturating_add(1);
+        (self.lines <= MAX_LINES, left_out)
+    }
 }
 
 impl Subscriber for Logger {
@@ -36,6 +62,17 @@ impl Subscriber for Logger {
 
     fn event(&self, event: &Event<'_>) {
         let level = *event.metadata().level();
+        if level < Level::DEBUG {
+            let Ok((is_allowed, left_out)) = self.limit.lock().map(|mut limit| limit.take(Instant::now())) else {
+                return;
+            };
+            if left_out > 0 {
+                let _ = writeln!(std::io::stderr(), "{}: {left_out} lines were left out", self.name);
+            }
+            if !is_allowed {
+                return;
+            }
+        }
         let mut line = Line { text: String::with_capacity(128) };
         if self.with_priority {
             let _ = write!(line.text, "<{}>", priority(level));
@@ -90,6 +127,15 @@ impl Visit for Line {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_flood_of_lines_ends_until_the_next_period() {
+        let (start, mut limit) = (Instant::now(), Limit::default());
+        let written = (0..MAX_LINES + 7).filter(|_| limit.take(start).0).count();
+        assert_eq!(written, MAX_LINES as usize);
+        assert_eq!(limit.take(start + PERIOD), (true, 7));
+        assert_eq!(limit.take(start + 2 * PERIOD), (true, 0));
+    }
 
     #[test]
     fn a_line_is_one_line_and_not_too_long() {

@@ -68,7 +68,7 @@ pub trait Service {
         None
     }
 
-    /// Does what has become due.
+    /// Does what has become due. Called at other times, too: what may be done a little early saves a wake of its own.
     fn handle_timeout(&mut self, _now: Instant) {}
 
     /// What to watch for being readable (edge-triggered).

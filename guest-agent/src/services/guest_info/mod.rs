@@ -23,8 +23,10 @@ use pools::Pools;
 use system::Linux;
 use utmp::Login;
 
-/// How often is looked whether something changed that nobody tells of.
+/// How often is looked whether something changed that nobody tells of, at the latest.
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// How much earlier that may be, when the agent is awake anyway.
+const CHECK_SLACK: Duration = Duration::from_secs(5);
 /// Changes of addresses come in bursts.
 const SETTLE: Duration = Duration::from_millis(200);
 /// Snapshots are not sent more often.
@@ -63,6 +65,8 @@ pub(super) struct GuestInfo {
     is_due: bool,
     last_made: Instant,
     next_check: Instant,
+    /// From then on is looked when the agent is awake anyway.
+    may_check: Instant,
     completions: Completions,
 }
 
@@ -81,6 +85,7 @@ impl GuestInfo {
             is_due: true,
             last_made: now,
             next_check: now + CHECK_INTERVAL,
+            may_check: now + CHECK_INTERVAL - CHECK_SLACK,
             completions: Completions::default(),
         }
     }
@@ -131,10 +136,11 @@ impl Service for GuestInfo {
     }
 
     fn handle_timeout(&mut self, now: Instant) {
-        if now < self.next_check {
+        if now < self.may_check {
             return;
         }
         self.next_check = now + CHECK_INTERVAL;
+        self.may_check = self.next_check - CHECK_SLACK;
         let facts = self.system.facts();
         if facts != self.facts {
             self.facts = facts;
@@ -151,6 +157,7 @@ impl Service for GuestInfo {
         if self.system.take_network_changes() {
             let soon = (now + SETTLE).max(self.last_made + MIN_INTERVAL);
             self.next_check = self.next_check.min(soon);
+            self.may_check = self.next_check;
         }
     }
 }
