@@ -81,6 +81,8 @@ pub(super) enum RunState {
     ShutDown,
     /// QEMU cannot go on with this guest.
     Broken,
+    /// A state was to be loaded and is not: what there is now is no VM.
+    Torn,
 }
 
 impl Machine {
@@ -309,15 +311,14 @@ impl RunState {
     /// Reads a `RunState` of QEMU's qapi/run-state.json.
     fn from_qmp(status: &str) -> Self {
         match status {
-            "paused" | "debug" | "save-vm" | "restore-vm" | "inmigrate" | "postmigrate" | "finish-migrate" => {
-                Self::Paused(None)
-            }
+            "paused" | "debug" | "save-vm" | "inmigrate" | "postmigrate" | "finish-migrate" => Self::Paused(None),
             "prelaunch" => Self::Paused(Some("it has not begun to run")),
             "io-error" => Self::DiskFailed,
             "guest-panicked" => Self::Paused(Some("the guest panicked; its screen is kept until a reset or power off")),
             "watchdog" => Self::Paused(Some("the guest's watchdog ran out")),
             "shutdown" => Self::ShutDown,
             "internal-error" => Self::Broken,
+            "restore-vm" => Self::Torn,
             "suspended" => Self::Suspended,
             // "running", and what later QEMUs may think of.
             _ => Self::Running,
@@ -337,5 +338,6 @@ mod tests {
         assert_eq!(RunState::from_qmp("shutdown"), RunState::ShutDown);
         assert_eq!(RunState::from_qmp("internal-error"), RunState::Broken);
         assert_eq!(RunState::from_qmp("io-error"), RunState::DiskFailed);
+        assert_eq!(RunState::from_qmp("restore-vm"), RunState::Torn);
     }
 }

@@ -97,23 +97,26 @@ impl Driver {
     async fn handle_event(&mut self, event: &Event) {
         tracing::debug!(event = event.name, data = %event.data, "QEMU");
         self.connections.bus.note(event);
-        if self.job.is_some() {
-            // QEMU may be silent until it ends. It is looked at then.
-            return;
-        }
-        match event.name.as_str() {
+        let matters = match event.name.as_str() {
             "BLOCK_IO_ERROR" if event.data["action"] == "stop" => {
                 let text = |key: &str| event.data[key].as_str().unwrap_or("?").to_owned();
                 let failure =
                     format!("a {} of disk {} failed: {}", text("operation"), text("node-name"), text("reason"));
                 self.disk_failure = Some(failure);
-                self.look().await;
+                true
             }
-            "STOP" | "RESUME" | "SHUTDOWN" | "GUEST_PANICKED" | "RESET" | "WATCHDOG" => self.look().await,
-            _ => {}
+            "STOP" | "RESUME" | "SHUTDOWN" | "GUEST_PANICKED" | "RESET" | "WATCHDOG" => true,
+            _ => false,
+        };
+        if self.job.is_some() {
+            // QEMU may be silent until it ends. It is looked at then.
+            return;
         }
-        if self.machine.as_ref().is_some_and(Machine::take_missed_events) {
+        let missed = self.machine.as_ref().is_some_and(Machine::take_missed_events);
+        if matters || missed {
             self.look().await;
+        }
+        if missed {
             self.look_at_port().await;
             // One of them may have been a reset, and one too many is noticed by nobody but the agent.
             self.connections.bus.count_reset();
@@ -150,7 +153,11 @@ impl Driver {
                 let ended = self.power_off(Some("the guest shut down".into())).await;
                 self.fail_on(ended);
             }
-            Ok(RunState::Broken) => self.give_up().await,
+            Ok(RunState::Broken) => {
+                self.give_up("QEMU met an internal error and cannot run this guest further").await;
+            }
+            // Nobody looks while a load is under way, so that its gateway has ended before it did.
+            Ok(RunState::Torn) => self.give_up("the loading of a snapshot was cut off; load it again").await,
             // The process has ended too, or the connection is found closed: what is to be said comes from there.
             Err(QmpError::Closed) => {}
             Err(error) => self.enter(VmState::Failed, Some(error.to_string())),
@@ -167,11 +174,11 @@ impl Driver {
         }
     }
 
-    /// QEMU's accelerator met what it cannot do.
-    async fn give_up(&mut self) {
+    /// What QEMU has cannot be run.
+    async fn give_up(&mut self, reason: &str) {
         let Some(machine) = self.machine.take() else { return };
         let ended = machine.end_by_force().await.map(drop).map_err(Trouble::Failed);
-        self.enter(VmState::Failed, Some("QEMU met an internal error and cannot run this guest further".into()));
+        self.enter(VmState::Failed, Some(reason.into()));
         self.fail_on(ended);
     }
 
