@@ -1,4 +1,11 @@
 //! Oracles for fuzz targets: each takes any bytes and panics only when an invariant is broken.
+//!
+//! Those of whole endpoints read their bytes as a program of what a hostile peer does (`wild.rs`).
+
+mod guest;
+mod host;
+mod stream;
+mod wild;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -7,6 +14,10 @@ use crate::packet::{Fragment, PacketHeader, PacketType};
 use crate::region::{ARENA, Arena, GuestPage, HeapMemory, HostPage, PAGE, SharedMemory};
 use crate::ring::{Consumer, MIN_DATA, Producer, RingGrant, max_payload};
 use crate::wire::{Malformed, Reader};
+
+pub use guest::fuzz_bus_guest;
+pub use host::fuzz_bus_host;
+pub use stream::{fuzz_bus_control, fuzz_bus_stream};
 
 /// The bytes are what a peer does to a ring between our steps: it writes control words and data, we push, pop and
 /// publish. Every packet is as long as it says and allowed, and nothing outside of the ring is touched.

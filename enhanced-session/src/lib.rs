@@ -18,6 +18,7 @@
 pub mod class;
 pub mod control;
 pub mod endpoint;
+#[doc(hidden)]
 pub mod fuzz_oracle;
 pub mod message;
 pub mod packet;

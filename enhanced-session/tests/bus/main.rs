@@ -1,5 +1,6 @@
 //! The bus with both ends in memory.
 
+mod adversary;
 mod connect;
 mod crash;
 mod faults;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use enhanced_session::class::Class;
 use enhanced_session::control::{AgentVersion, OfferFlags, Os};
 use enhanced_session::endpoint::{
-    ChannelId, DEFAULT_WINDOW, Event, Guest, GuestConfig, Host, HostConfig, Preference, Random, Transport,
+    ChannelId, DEFAULT_WINDOW, Event, Guest, GuestConfig, Host, HostConfig, OfferInfo, Preference, Random, Transport,
 };
 use enhanced_session::message::Message;
 use enhanced_session::region::HeapMemory;
@@ -36,6 +36,8 @@ pub(crate) fn random(seed: u64) -> Random {
 pub(crate) enum Habit {
     /// Answers for the shared memory, and opens all that is offered.
     Opens(Preference),
+    /// Opens also what was closed.
+    Reopens(Preference),
     /// Answers for the shared memory only.
     Attaches,
     /// Nothing.
@@ -60,6 +62,13 @@ impl Wire {
             return Some(bytes.drain(..piece).collect());
         }
         self.bytes.pop_front().map(|(_, bytes)| bytes)
+    }
+
+    /// Changes a byte that is on its way, if there are any. Returns whether there were.
+    pub(crate) fn damage(&mut self, place: usize, value: u8) -> bool {
+        let length: usize = self.bytes.iter().map(|(_, bytes)| bytes.len()).sum();
+        let byte = self.bytes.iter_mut().flat_map(|(_, bytes)| bytes).nth(place.checked_rem(length).unwrap_or(0));
+        byte.map(|byte| *byte ^= value).is_some()
     }
 
     pub(crate) fn clear(&mut self) {
@@ -236,7 +245,7 @@ impl Pair {
         }
         while let Some(event) = self.guest.poll_event() {
             match (&event, self.habit) {
-                (Event::RegionOffered(_), Habit::Opens(_) | Habit::Attaches) => {
+                (Event::RegionOffered(_), Habit::Opens(_) | Habit::Reopens(_) | Habit::Attaches) => {
                     let memory = self.memory.clone().expect("there is shared memory");
                     // A host that died since has left it as it was, or its successor has taken it.
                     if self.guest.attach(memory).is_err() {
@@ -245,6 +254,10 @@ impl Pair {
                 }
                 (Event::Offered(info), Habit::Opens(preference)) => {
                     self.guest.open(info.id, preference).expect("it can be opened");
+                }
+                // It may be withdrawn meanwhile, or rest.
+                (Event::Offered(OfferInfo { id, .. }) | Event::Closed { id, .. }, Habit::Reopens(preference)) => {
+                    self.guest.open(*id, preference).ok();
                 }
                 _ => {}
             }

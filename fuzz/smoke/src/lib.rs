@@ -18,10 +18,14 @@ pub use mutate::Mutator;
 pub type Oracle = fn(&[u8]);
 
 /// Every fuzz target and its oracle. The names are those of `fuzz/fuzz_targets` and `fuzz/seeds`.
-pub const TARGETS: [(&str, Oracle); 18] = [
+pub const TARGETS: [(&str, Oracle); 22] = [
     ("bus_classes", classes::fuzz_bus_classes),
+    ("bus_control", bus::fuzz_bus_control),
+    ("bus_guest", bus::fuzz_bus_guest),
+    ("bus_host", bus::fuzz_bus_host),
     ("bus_region", bus::fuzz_bus_region),
     ("bus_ring", bus::fuzz_bus_ring),
+    ("bus_stream", bus::fuzz_bus_stream),
     ("connection_request", rdp::fuzz_connection_request),
     ("credssp", rdp::fuzz_credssp),
     ("definition", vm::fuzz_definition),

@@ -71,8 +71,12 @@ macro_rules! smoke {
 
 smoke!(
     bus_classes,
+    bus_control,
+    bus_guest,
+    bus_host,
     bus_region,
     bus_ring,
+    bus_stream,
     connection_request,
     credssp,
     definition,

@@ -1,0 +1,3 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| enhanced_session::fuzz_oracle::fuzz_bus_control(bytes));
