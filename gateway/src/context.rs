@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rdp_server::accept::Gatekeeper;
 use tokio::sync::watch;
 
+use crate::bus::Buses;
 use crate::door::Door;
 use crate::sessions::Sessions;
 
@@ -13,6 +14,8 @@ use crate::sessions::Sessions;
 pub struct SessionContext {
     /// The VMs.
     pub host: vmm::Host,
+    /// Their agents.
+    pub buses: Buses,
     /// TLS, NLA policy and budgets of the front door.
     pub front: rdp_server::FrontConfig,
     /// Users and rights. A connection asks through [`gate_for`](Self::gate_for), so that its address counts.

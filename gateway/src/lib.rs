@@ -8,12 +8,14 @@
 //! | `certificate`, `users`, `gate` | who we are, who may log on, to which VMs |
 //! | `listener`, `door` | sockets for RDP, and what a peer may cost before logon |
 //! | `session`, `sessions`, `context` | one client at one VM; all of them; what each is given |
+//! | `bus` | the host's end of each VM's bus, and what the agents say |
 //! | `api` | HTTP on a unix socket: the server, and the command line's client |
 //! | `doctor`, `logging`, `problem` | the host's check, log lines, what went wrong |
 
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod bus;
 pub mod certificate;
 pub mod cli;
 pub mod config;

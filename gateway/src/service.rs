@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use vmm::{Host, HostConfig};
 
 use crate::api::{ApiContext, ApiSocket};
+use crate::bus::Buses;
 use crate::certificate::{Fingerprint, Identity};
 use crate::config::{Config, Nla};
 use crate::context::SessionContext;
@@ -83,11 +84,14 @@ impl Service {
         let session = Arc::new(SessionContext {
             gate: Arc::new(Gate::new(users.clone(), host.clone())),
             front: front(&config, &identity),
+            buses: Buses::default(),
             host,
             door: Door::new(budgets),
             sessions: Sessions::new(budgets.sessions),
             shutdown: stopping.clone(),
         });
+        // Agents are listened for, whether somebody is connected or not.
+        session.host.list().iter().for_each(|vm| drop(session.buses.of(vm)));
         let socket = ApiSocket::bind(&config.state)
             .map_err(|error| Problem::new(Code::Internal, format!("cannot open the api socket: {error}")))?;
         let listener = Listener::open(config.listen.clone(), users.clone(), session.clone())?;

@@ -153,7 +153,9 @@ pub struct PciSlot {
 const UNKNOWN_SLOT: u16 = 0xffff;
 
 impl PciSlot {
-    fn from_wire(number: u16) -> Option<Self> {
+    /// What the number on the wire says; none when it is not known.
+    #[must_use]
+    pub fn from_wire(number: u16) -> Option<Self> {
         let [bus, rest] = number.to_be_bytes();
         (number != UNKNOWN_SLOT).then_some(Self { bus, device: rest >> 3, function: rest & 7 })
     }

@@ -221,7 +221,7 @@ impl<M: SharedMemory> End<M> {
     }
 
     /// Nothing more is heard of a channel whose rule was broken.
-    fn fault(&mut self, channel: u32, fault: Fault) {
+    pub(super) fn fault(&mut self, channel: u32, fault: Fault) {
         self.close(channel);
         self.faults.push_back((channel, fault));
     }

@@ -6,6 +6,7 @@ use crate::class::Class;
 use crate::control::{AgentVersion, ContactStatus, ErrorCode, Features, OfferFlags, Os, Picture, Reason, RegionHint};
 use crate::message::MessageFault;
 use crate::ring::RingFault;
+use crate::wire::Malformed;
 
 use super::{ChannelId, SurfaceId, Transport};
 
@@ -219,6 +220,9 @@ pub enum Fault {
     /// Of completions: nobody asked, or it has been answered.
     #[error("a completion of request {0}, which is not open")]
     NoSuchRequest(u64),
+    /// Of the class: a message that its service cannot read.
+    #[error("a message that cannot be read: {0}")]
+    Class(Malformed),
     /// Of FIN.
     #[error("a message after fin")]
     AfterFin,

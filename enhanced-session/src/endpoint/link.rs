@@ -9,7 +9,7 @@ use super::event::Disconnect;
 use super::recent::Recent;
 
 /// Where nonces and epochs come from.
-pub type Random = Box<dyn FnMut() -> u64 + Send>;
+pub type Random = Box<dyn FnMut() -> u64 + Send + std::marker::Sync>;
 
 /// Silence after which an end asks.
 const PING_AFTER: Duration = Duration::from_secs(2);

@@ -9,7 +9,8 @@
 //! | `GET`, `DELETE /v1/vms/{vm}` | show, delete |
 //! | `GET /v1/vms/{vm}/definition` | its definition, in TOML |
 //! | `GET /v1/vms/{vm}/screenshot` | what its screen shows, as PNG |
-//! | `POST /v1/vms/{vm}/{request}` | `start`, `shutdown`, `stop`, `reset`, `pause`, `resume` |
+//! | `POST /v1/vms/{vm}/{request}` | `start`, `shutdown`, `reboot`, `stop`, `reset`, `pause`, `resume` |
+//! | `GET /v1/vms/{vm}/guest`, `POST /v1/vms/{vm}/guest/ping` | what its agent says; whether it answers |
 //! | `GET`, `POST /v1/users` | list, add |
 //! | `DELETE /v1/users/{user}` | remove |
 //! | `GET /v1/sessions`, `DELETE /v1/sessions/{id}` | list, end |
@@ -19,6 +20,7 @@
 pub mod client;
 mod disks;
 mod error;
+mod guest;
 pub mod model;
 mod service;
 mod socket;
@@ -66,6 +68,8 @@ pub fn router(context: Arc<ApiContext>) -> Router {
         .route("/v1/vms/{vm}", get(vms::show).delete(vms::delete))
         .route("/v1/vms/{vm}/definition", get(vms::definition))
         .route("/v1/vms/{vm}/screenshot", get(vms::screenshot))
+        .route("/v1/vms/{vm}/guest", get(guest::show))
+        .route("/v1/vms/{vm}/guest/ping", post(guest::ping))
         .route("/v1/vms/{vm}/{request}", post(vms::request))
         .route("/v1/users", get(users::list).post(users::add))
         .route("/v1/users/{user}", delete(users::remove))

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::bus::BusStatus;
 use crate::door::DoorStatus;
 use crate::sessions::SessionInfo;
 
@@ -33,6 +34,16 @@ pub struct VmInfo {
     pub vcpus: u8,
     /// Who is connected.
     pub sessions: Vec<SessionInfo>,
+    /// How its bus stands; only where one VM is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bus: Option<BusStatus>,
+}
+
+/// A sign of life of a guest's agent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Pong {
+    /// From the question to its answer, in microseconds.
+    pub round_trip_us: u64,
 }
 
 /// All VMs, and the definitions that were refused.

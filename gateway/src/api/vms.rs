@@ -37,12 +37,16 @@ pub(super) async fn create(
     let disks = NewDisks::create(request.disks).await?;
     let vm = context.session.host.create(definition).await?;
     disks.keep();
+    // Its agent is listened for from now on.
+    drop(context.session.buses.of(&vm));
     info!(vm = vm.name(), "vm created");
     Ok((StatusCode::CREATED, Json(context.info(&vm))))
 }
 
 pub(super) async fn show(State(context): State<Arc<ApiContext>>, Part(name): Part<String>) -> Answer<Json<VmInfo>> {
-    Ok(Json(context.info(&context.vm(&name)?)))
+    let vm = context.vm(&name)?;
+    let bus = context.session.buses.of(&vm).status().await;
+    Ok(Json(VmInfo { bus, ..context.info(&vm) }))
 }
 
 pub(super) async fn delete(State(context): State<Arc<ApiContext>>, Part(name): Part<String>) -> Answer<StatusCode> {
@@ -84,7 +88,8 @@ pub(super) async fn request(
     let vm = context.vm(&name)?;
     match request.as_str() {
         "start" => vm.start().await?,
-        "shutdown" => vm.shutdown().await?,
+        "shutdown" => context.shut_down(&vm).await?,
+        "reboot" => context.reboot(&vm).await?,
         "stop" => vm.power_off().await?,
         "reset" => vm.reset().await?,
         "pause" => vm.pause().await?,
@@ -95,7 +100,7 @@ pub(super) async fn request(
 }
 
 impl ApiContext {
-    fn vm(&self, name: &str) -> Result<Vm, Problem> {
+    pub(super) fn vm(&self, name: &str) -> Result<Vm, Problem> {
         self.session.host.find(name).ok_or_else(|| {
             Problem::new(Code::NotFound, format!("there is no VM `{name}`")).hint("`fanlight vm list` names them")
         })
@@ -117,6 +122,7 @@ impl ApiContext {
             memory: definition.memory,
             vcpus: definition.vcpus,
             sessions,
+            bus: None,
         }
     }
 }

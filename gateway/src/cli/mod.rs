@@ -1,8 +1,10 @@
 //! The command line: `serve` and `demo` are the service itself, everything else is a client of its API.
 
+mod bus;
 mod create;
 mod demo;
 mod doctor;
+mod guest;
 mod output;
 mod rdp_file;
 mod serve;
@@ -73,6 +75,9 @@ enum Command {
     /// Create, run and delete VMs
     #[command(subcommand)]
     Vm(vm::Vm),
+    /// Ask the agent in a guest
+    #[command(subcommand)]
+    Guest(guest::Guest),
     /// Add, list and remove users
     #[command(subcommand)]
     User(user::User),
@@ -130,6 +135,7 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode, Problem> {
         Command::Doctor(doctor) => small_runtime()?.block_on(doctor.run(&context)),
         Command::Status(status) => small_runtime()?.block_on(status.run(&context)),
         Command::Vm(vm) => small_runtime()?.block_on(vm.run(&context)),
+        Command::Guest(guest) => small_runtime()?.block_on(guest.run(&context)),
         Command::User(user) => small_runtime()?.block_on(user.run(&context)),
         Command::Session(session) => small_runtime()?.block_on(session.run(&context)),
         Command::RdpFile(rdp_file) => small_runtime()?.block_on(rdp_file.run(&context)),

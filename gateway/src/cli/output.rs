@@ -105,7 +105,11 @@ impl Cell {
 /// How long ago a moment was, roughly.
 pub(super) fn age(since: u64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let seconds = now.saturating_sub(since);
+    duration(now.saturating_sub(since))
+}
+
+/// A number of seconds, roughly.
+pub(super) fn duration(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds} s"),
         60..3600 => format!("{} min", seconds / 60),

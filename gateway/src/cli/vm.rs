@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use super::Context;
+use super::bus;
 use super::create::Create;
 use super::output::{Cell, Colour, age};
 use crate::api::client::segment;
@@ -21,9 +22,12 @@ pub(super) enum Vm {
     /// Start a VM
     #[command(after_help = "Example:\n  fanlight vm start web01")]
     Start(One),
-    /// Ask the guest to shut down, as its power button does
+    /// Ask the guest to shut down: its agent, or its power button where there is none
     #[command(after_help = "Example:\n  fanlight vm shutdown web01")]
     Shutdown(One),
+    /// Ask the guest's agent to start the guest over
+    #[command(after_help = "Example:\n  fanlight vm reboot web01")]
+    Reboot(One),
     /// Switch a VM off at once; what the guest has not written is lost
     #[command(after_help = "Example:\n  fanlight vm stop web01")]
     Stop(One),
@@ -84,6 +88,7 @@ impl Vm {
             Self::Show(show) => show.run(context).await,
             Self::Start(one) => one.request(context, "start").await,
             Self::Shutdown(one) => one.request(context, "shutdown").await,
+            Self::Reboot(one) => one.request(context, "reboot").await,
             Self::Stop(one) => one.request(context, "stop").await,
             Self::Reset(one) => one.request(context, "reset").await,
             Self::Pause(one) => one.request(context, "pause").await,
@@ -181,6 +186,7 @@ fn describe(vm: &VmInfo) -> String {
     let why = vm.accelerator_reason.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
     lines.extend(vm.accelerator.as_ref().map(|accelerator| ("accelerator", format!("{accelerator}{why}"))));
     lines.extend(vm.pid.map(|pid| ("process", pid.to_string())));
+    lines.extend(vm.bus.iter().flat_map(bus::describe));
     let sessions = vm.sessions.iter().map(|session| {
         ("session", format!("{}: {} from {}, since {}", session.id, session.user, session.peer, age(session.since)))
     });

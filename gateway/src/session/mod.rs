@@ -1,7 +1,7 @@
 //! One client at one virtual machine: where `rdp-server` and `vmm` meet.
 //!
 //! ```text
-//!  socket ─▶ FrameReader ─▶ Connection ─▶ Session ─▶ vmm::Console (keys, pointer, wished size)
+//!  socket ─▶ FrameReader ─▶ Connection ─▶ Session ─▶ GuestInput (virtual hardware, or the agent), wished size
 //!  socket ◀─ Writer ◀─ control PDUs ◀──────┘  │
 //!               ▲                             ▼ acknowledgements, channel messages
 //!               └──── pictures ◀─────── GraphicsTask ◀─ vmm::Viewer (damage, cursor)
@@ -9,6 +9,7 @@
 //! Three tasks: the session, its graphics, its writer. Dropping the session's ends of their queues ends the others.
 
 mod graphics;
+mod input;
 mod notice;
 mod sizing;
 pub mod stats;
@@ -19,7 +20,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use console::{KeyEvent, Point, PointerEvent, Size};
+use console::{Point, PointerEvent, Size};
 use rdp_server::accept::{AcceptError, Handshake, Reactivation};
 use rdp_server::connection::{Connection, ConnectionConfig, ConnectionError, Event as ClientEvent, Farewell};
 use rdp_server::graphics::{ClientGraphics, Pipeline};
@@ -31,10 +32,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
+use crate::bus::{Bus, InputCapabilities};
 use crate::context::SessionContext;
 use crate::sessions::{EndReason, SessionGuard};
 
 use graphics::{GraphicsInput, GraphicsReport, GraphicsTask};
+use input::GuestInput;
 use sizing::Sizing;
 use writer::{Outbox, Picture, WriteError, writer};
 
@@ -64,6 +67,8 @@ pub enum SessionError {
 enum Event {
     Frame(Result<Option<Frame>, FrameError>),
     InputRoom,
+    AgentChanged,
+    Desktop,
     Report(GraphicsReport),
     Told(EndReason),
     WriterEnded(Result<(), WriteError>),
@@ -85,7 +90,7 @@ pub async fn run(stream: TcpStream, peer: SocketAddr, ctx: Arc<SessionContext>) 
     let span = info_span!("session", id = place.id(), vm = vm.name());
     async {
         info!(user, %peer, client = handshake_summary(accepted.handshake()), "connected");
-        match attend(accepted, &vm, place).await {
+        match attend(accepted, &vm, &ctx.buses.of(&vm), place).await {
             Ok(()) => info!(user, "ended"),
             Err(error) => info!(user, %error, "ended"),
         }
@@ -95,14 +100,14 @@ pub async fn run(stream: TcpStream, peer: SocketAddr, ctx: Arc<SessionContext>) 
 }
 
 /// Runs the session of a client that has logged on, until it leaves, breaks the protocol, or is told to go.
-async fn attend<S>(accepted: Accepted<S>, vm: &vmm::Vm, mut place: SessionGuard) -> Result<(), SessionError>
+async fn attend<S>(accepted: Accepted<S>, vm: &vmm::Vm, bus: &Bus, mut place: SessionGuard) -> Result<(), SessionError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (reader, stream, handshake) = accepted.into_split();
     let (outbox, writer) = writer(stream, place.stats());
     let mut writing = tokio::spawn(writer.run());
-    let mut session = Session::start(handshake, vm, outbox, reader);
+    let mut session = Session::start(handshake, vm, bus, outbox, reader);
     let result = session.drive(&mut place, &mut writing).await;
     let mut reader = session.end(result.is_err()).await;
     // The queues are closed: the writer sends what is left, and the rest for a stalled client is dropped.
@@ -118,7 +123,9 @@ where
 struct Session<S> {
     connection: Connection,
     reader: FrameReader<S>,
-    console: vmm::Console,
+    input: GuestInput<vmm::Console>,
+    /// Whether an agent takes input, and what.
+    agent: watch::Receiver<Option<InputCapabilities>>,
     outbox: Option<Outbox>,
     graphics: mpsc::Sender<GraphicsInput>,
     reports: mpsc::Receiver<GraphicsReport>,
@@ -132,8 +139,11 @@ struct Session<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
-    fn start(handshake: Handshake, vm: &vmm::Vm, outbox: Outbox, reader: FrameReader<S>) -> Self {
+    fn start(handshake: Handshake, vm: &vmm::Vm, bus: &Bus, outbox: Outbox, reader: FrameReader<S>) -> Self {
         let console = vm.console();
+        let port = bus.input();
+        let agent = port.capabilities();
+        let input = GuestInput::new(console.clone(), port.clone(), vm.definition().session.input);
         console.request_size(handshake.client.requested_size);
         let client = ClientGraphics::from_handshake(
             &handshake.capabilities,
@@ -148,7 +158,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
             vm: vm.name().to_owned(),
             pipeline: Pipeline::new(client, handshake.desktop_size, Instant::now()),
             viewer: console.viewer(),
-            console: console.clone(),
+            console,
             sizing: Sizing::new(handshake.client.requested_size),
             status: vm.watch(),
             desktop: size,
@@ -164,7 +174,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
         Self {
             connection,
             reader,
-            console,
+            input,
+            agent,
             outbox: Some(outbox),
             graphics,
             reports,
@@ -184,6 +195,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
         for early in std::mem::take(&mut self.handshake.input_events) {
             self.handle_frame(&early).await?;
         }
+        self.follow_desktop();
+        self.follow_agent().await?;
         self.send_output().await;
         while !self.ended {
             // Race semantics: each branch is cancel safe.
@@ -192,14 +205,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
                 reason = place.ended() => Event::Told(reason),
                 Some(report) = self.reports.recv() => Event::Report(report),
                 ended = &mut *writing => Event::WriterEnded(ended.unwrap_or(Ok(()))),
-                () = self.console.input_room(), if !self.waiting.is_empty() => Event::InputRoom,
-                frame = self.reader.next_frame(), if self.waiting.is_empty() => Event::Frame(frame),
+                Ok(()) = self.agent.changed() => Event::AgentChanged,
+                Ok(()) = self.desktop.changed() => Event::Desktop,
+                () = self.input.room(), if self.is_input_behind() => Event::InputRoom,
+                frame = self.reader.next_frame(), if !self.is_input_behind() => Event::Frame(frame),
             };
             match event {
                 Event::Frame(Ok(Some(frame))) => self.handle_frame(frame.bytes()).await?,
                 Event::Frame(Ok(None)) => self.ended = true,
                 Event::Frame(Err(error)) => return Err(error.into()),
                 Event::InputRoom => self.pass_input(),
+                Event::AgentChanged => self.follow_agent().await?,
+                Event::Desktop => self.follow_desktop(),
                 Event::Report(report) => self.handle_report(report).await?,
                 Event::Told(reason) => {
                     self.connection.disconnect(farewell(reason));
@@ -214,12 +231,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
     }
 
     async fn handle_frame(&mut self, pdu: &[u8]) -> Result<(), SessionError> {
-        self.connection.set_desktop(*self.desktop.borrow());
         self.connection.handle_frame(pdu)?;
+        self.handle_events().await
+    }
+
+    async fn handle_events(&mut self) -> Result<(), SessionError> {
         while let Some(event) = self.connection.poll_event() {
             self.handle_client(event).await?;
         }
         Ok(())
+    }
+
+    /// An agent has come to the guest, or gone.
+    async fn follow_agent(&mut self) -> Result<(), SessionError> {
+        self.agent.mark_unchanged();
+        self.input.choose();
+        self.connection.set_touch(self.input.touch());
+        self.pass_input();
+        self.handle_events().await
+    }
+
+    /// The client's desktop has another size.
+    fn follow_desktop(&mut self) {
+        let size = *self.desktop.borrow_and_update();
+        self.connection.set_desktop(size);
+        self.input.set_desktop(size);
+    }
+
+    /// Whether the guest must take something before the client is listened to.
+    fn is_input_behind(&self) -> bool {
+        self.input.is_behind() || !self.waiting.is_empty()
     }
 
     async fn handle_client(&mut self, event: ClientEvent) -> Result<(), SessionError> {
@@ -256,14 +297,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
 
     /// Passes input on while the guest has room. Nothing is dropped or overtaken: the client waits.
     fn pass_input(&mut self) {
+        if self.input.catch_up().is_err() {
+            return;
+        }
         while let Some(event) = self.waiting.front() {
-            let passed = match event {
-                InputEvent::Key(key) => self.console.send_key(*key),
-                InputEvent::Pointer(pointer) => self.console.send_pointer(*pointer),
-                // Not offered to the client as long as nobody takes it.
-                InputEvent::Touch(_) | InputEvent::Pen(_) => Ok(()),
-            };
-            if passed.is_err() {
+            if self.input.send(event).is_err() {
                 return;
             }
             self.waiting.pop_front();
@@ -328,9 +366,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
             let _ = tokio::time::timeout(FAREWELL_TIME, self.send_output()).await;
         }
         self.outbox = None;
-        while self.console.send_key(KeyEvent::ReleaseAll).is_err() {
+        while self.input.release_all().is_err() {
             // A guest that hangs takes no input before it is switched off, and then forgets what was pressed.
-            if tokio::time::timeout(FAREWELL_TIME, self.console.input_room()).await.is_err() {
+            if tokio::time::timeout(FAREWELL_TIME, self.input.room()).await.is_err() {
                 break;
             }
         }

@@ -16,9 +16,10 @@ use crate::control::{Contact, ControlMessage, Features, OfferFlags, PciSlot, Rea
 use crate::message::{Message, Txid};
 use crate::region::{Grant, SharedMemory};
 use crate::stream::{MIN_WINDOW, Role};
+use crate::wire::Malformed;
 
 use super::end::End;
-use super::event::{Disconnect, Event, PeerInfo, SendError};
+use super::event::{Disconnect, Event, Fault, PeerInfo, SendError};
 use super::link::{Heard, Random};
 use super::statistics::{ChannelStatistics, Statistics};
 use super::{ChannelId, DEFAULT_WINDOW, MAX_CHANNELS, QUIESCE_TIME, QUIET_LOOK};
@@ -229,6 +230,21 @@ impl<M: SharedMemory> Host<M> {
     /// Closes a channel that is open; [`Event::Closed`] follows. The guest may open it again.
     pub fn close(&mut self, id: ChannelId, reason: Reason) {
         self.begin_close(id.0, reason);
+    }
+
+    /// A message of a channel that is open cannot be read: it is taken for the broken rule that it is. [`Event::Faulted`] and
+    /// [`Event::Closed`] follow.
+    pub fn fault(&mut self, id: ChannelId, what: Malformed) {
+        if self.end.traffic(id.0).is_some() {
+            self.end.fault(id.0, Fault::Class(what));
+            self.settle();
+        }
+    }
+
+    /// The class of a channel that is offered.
+    #[must_use]
+    pub fn class(&self, id: ChannelId) -> Option<Class> {
+        self.channels.get(&id.0).map(|channel| channel.offering.class)
     }
 
     /// Sends a message that wants no answer.
