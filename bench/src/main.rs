@@ -2,7 +2,6 @@
 
 #![forbid(unsafe_code)]
 
-mod client;
 mod machine;
 mod report;
 mod workloads;

@@ -8,9 +8,9 @@ use fanlight_tests::gateway::{Gateway, Person};
 use fanlight_tests::guest::Guest;
 use serde::Deserialize;
 
-use crate::client::keyboard::ENTER;
-use crate::client::{Client, Decode, Options};
 use crate::machine::Span;
+use fanlight_tests::headless::keyboard::ENTER;
+use fanlight_tests::headless::{Client, Decode, Options};
 
 /// The desktop of every client.
 pub(crate) const SIZE: (u16, u16) = (1920, 1080);

@@ -6,6 +6,7 @@
 //! | [`gateway`], [`api`] | a `fanlight` on a state folder of its own |
 //! | [`guest`] | a virtual machine with the console guest, and QEMU's view of its screen |
 //! | [`client`] | FreeRDP 3 and 2, as a person would use them |
+//! | [`headless`] | an RDP client without a window, which does exactly what it is told |
 //! | [`display`], [`keys`], [`touch_screen`] | the X server a client draws on: pictures, keys, pointer, fingers |
 //! | [`picture`], [`text`] | pixels, and what is written in them |
 //! | [`wire`], [`tls`] | what a client of ill will sends |
@@ -20,6 +21,7 @@ pub mod display;
 pub mod environment;
 pub mod gateway;
 pub mod guest;
+pub mod headless;
 pub mod keys;
 pub mod picture;
 pub mod process;

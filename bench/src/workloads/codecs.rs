@@ -18,9 +18,9 @@ use rdp_server::graphics::{
 use serde_json::json;
 
 use super::page::{PIXEL, Page};
-use crate::client::{Decode, Screen, SharedScreen};
 use crate::machine::Span;
 use crate::report::{Report, Row, median};
+use fanlight_tests::headless::{Decode, Screen, SharedScreen};
 
 const SIZE: Size = Size::new(1920, 1080);
 /// Together larger than the caches of any machine this runs on.
@@ -30,9 +30,9 @@ const ROUNDS: usize = 15;
 const TEXT: &str = concat!(
     include_str!("codecs.rs"),
     include_str!("page.rs"),
-    include_str!("../client/mod.rs"),
-    include_str!("../client/connect.rs"),
-    include_str!("../client/picture.rs"),
+    include_str!("../../../tests/src/headless/mod.rs"),
+    include_str!("../../../tests/src/headless/connect.rs"),
+    include_str!("../../../tests/src/headless/picture.rs"),
     include_str!("../report.rs"),
 );
 

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use crate::client::keyboard::ENTER;
-use crate::client::{Client, Timeline};
 use crate::report::{Report, median, percentile};
 use crate::world::{self, QUIET, World};
+use fanlight_tests::headless::keyboard::ENTER;
+use fanlight_tests::headless::{Client, Timeline};
 
 const ROUNDS: usize = 15;
 

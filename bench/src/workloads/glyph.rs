@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use crate::client::{Client, Received};
 use crate::report::{Report, median, percentile};
 use crate::world::{self, World};
+use fanlight_tests::headless::{Client, Received};
 
 const KEYS: usize = 40;
 /// No frame for so long after a key means that there was none left.

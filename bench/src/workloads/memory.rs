@@ -3,11 +3,11 @@
 use anyhow::Result;
 use serde_json::json;
 
-use crate::client::Client;
-use crate::client::keyboard::ENTER;
 use crate::machine::memory;
 use crate::report::Report;
 use crate::world::{self, QUIET, World};
+use fanlight_tests::headless::Client;
+use fanlight_tests::headless::keyboard::ENTER;
 
 const SESSIONS: [usize; 4] = [0, 1, 2, 4];
 

@@ -5,10 +5,10 @@ use serde_json::json;
 use tokio::task::{JoinHandle, LocalSet};
 
 use super::glyph::type_keys;
-use crate::client::keyboard::ENTER;
-use crate::client::{Client, Options};
 use crate::report::{Report, median, percentile};
 use crate::world::World;
+use fanlight_tests::headless::keyboard::ENTER;
+use fanlight_tests::headless::{Client, Options};
 
 const STALLED: usize = 20;
 const KEYS: usize = 20;

@@ -6,7 +6,7 @@ use ironrdp_pdu::input::fast_path::{FastPathInput, FastPathInputEvent, KeyboardF
 
 const LEFT_SHIFT: u8 = 0x2a;
 /// The Enter key's scancode.
-pub(crate) const ENTER: u8 = 0x1c;
+pub const ENTER: u8 = 0x1c;
 
 /// The rows of a US keyboard from their first scancode: characters without and with shift.
 const ROWS: [(u8, &str, &str); 4] = [

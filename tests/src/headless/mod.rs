@@ -2,7 +2,7 @@
 
 mod connect;
 mod graphics;
-pub(crate) mod keyboard;
+pub mod keyboard;
 mod picture;
 mod socket;
 mod tls;
@@ -23,8 +23,8 @@ use ironrdp_svc::client_encode_svc_messages;
 use tokio::time::{timeout, timeout_at};
 use tokio_rustls::client::TlsStream;
 
-pub(crate) use graphics::{Frame, Screen, SharedScreen};
-pub(crate) use picture::Decode;
+pub use graphics::{Frame, Screen, SharedScreen};
+pub use picture::Decode;
 use socket::{Counted, Framed};
 
 /// Nothing a server does takes this long: a client that waits longer reports it.
@@ -32,49 +32,49 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Who connects, and where to.
 #[derive(Debug, Clone)]
-pub(crate) struct Options {
+pub struct Options {
     /// The gateway's RDP port.
-    pub(crate) address: SocketAddr,
+    pub address: SocketAddr,
     /// The user.
-    pub(crate) user: String,
+    pub user: String,
     /// The password.
-    pub(crate) password: String,
+    pub password: String,
     /// The VM, when there is more than one.
-    pub(crate) vm: Option<String>,
+    pub vm: Option<String>,
     /// The desktop to ask for.
-    pub(crate) size: (u16, u16),
+    pub size: (u16, u16),
     /// What to do with the pictures.
-    pub(crate) decode: Decode,
+    pub decode: Decode,
     /// Bytes the system keeps for a client that does not read; none leaves it to the system.
-    pub(crate) receive_buffer: Option<u32>,
+    pub receive_buffer: Option<u32>,
 }
 
 /// When the steps of a connection were done.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Timeline {
+pub struct Timeline {
     /// The first thing the client did.
-    pub(crate) started: Instant,
+    pub started: Instant,
     /// TCP is established.
-    pub(crate) connected: Instant,
+    pub connected: Instant,
     /// TLS is established.
-    pub(crate) encrypted: Instant,
+    pub encrypted: Instant,
     /// The server has accepted the password.
-    pub(crate) authenticated: Instant,
+    pub authenticated: Instant,
     /// Capabilities are exchanged and the session is active.
-    pub(crate) activated: Instant,
+    pub activated: Instant,
 }
 
 /// Bytes that came from the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Received {
+pub struct Received {
     /// Of TCP: with TLS.
-    pub(crate) wire: u64,
+    pub wire: u64,
     /// Of RDP: what TLS carries.
-    pub(crate) rdp: u64,
+    pub rdp: u64,
 }
 
 /// A client in an active session.
-pub(crate) struct Client {
+pub struct Client {
     framed: Framed<TlsStream<Counted>>,
     session: ConnectionResult,
     dynamic_channel_id: u16,
@@ -92,9 +92,14 @@ impl Timeline {
 
 impl Client {
     /// Connects and logs on.
-    pub(crate) async fn connect(options: &Options) -> Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// When the server refuses or does not answer.
+    pub async fn connect(options: &Options) -> Result<Self> {
         let screen = SharedScreen::new(options.decode);
-        let connecting = connect::connect(options, screen.channel());
+        let channels = DrdynvcClient::new().with_dynamic_channel(screen.channel());
+        let connecting = connect::connect(options, channels);
         let connected = timeout(PATIENCE, connecting).await.context("the server does not answer")??;
         let channels = &connected.result.static_channels;
         let dynamic_channel_id =
@@ -110,27 +115,35 @@ impl Client {
     }
 
     /// When the steps of the connection were done.
-    pub(crate) fn timeline(&self) -> Timeline {
+    pub fn timeline(&self) -> Timeline {
         self.timeline
     }
 
     /// Bytes so far.
-    pub(crate) fn received(&self) -> Received {
+    pub fn received(&self) -> Received {
         Received { wire: self.wire.load(Ordering::Relaxed), rdp: self.framed.received }
     }
 
     /// What is on the screen.
-    pub(crate) fn screen(&self) -> &SharedScreen {
+    pub fn screen(&self) -> &SharedScreen {
         &self.screen
     }
 
     /// Presses and releases a key; returns when it was written.
-    pub(crate) async fn tap(&mut self, scancode: u8) -> Result<Instant> {
+    ///
+    /// # Errors
+    ///
+    /// When the session is over.
+    pub async fn tap(&mut self, scancode: u8) -> Result<Instant> {
         self.send(&keyboard::tap(scancode)?).await
     }
 
     /// Types a text, a key at a time, as fast as the server takes it.
-    pub(crate) async fn type_text(&mut self, text: &str) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// When there is no key for a character, or the session is over.
+    pub async fn type_text(&mut self, text: &str) -> Result<()> {
         for character in text.chars() {
             self.send(&keyboard::character(character)?).await?;
         }
@@ -138,7 +151,11 @@ impl Client {
     }
 
     /// The next frame.
-    pub(crate) async fn next_frame(&mut self) -> Result<Frame> {
+    ///
+    /// # Errors
+    ///
+    /// When none comes, or the session is over.
+    pub async fn next_frame(&mut self) -> Result<Frame> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let mut frames = self.screen.lock().take_frames();
@@ -150,7 +167,11 @@ impl Client {
     }
 
     /// Reads for as long as something comes at least every `pause`; returns the frames.
-    pub(crate) async fn until_quiet(&mut self, pause: Duration) -> Result<Vec<Frame>> {
+    ///
+    /// # Errors
+    ///
+    /// When the server never becomes quiet, or the session is over.
+    pub async fn until_quiet(&mut self, pause: Duration) -> Result<Vec<Frame>> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         while let Ok(result) = timeout(pause, self.handle_next()).await {
             result?;
@@ -162,7 +183,11 @@ impl Client {
     }
 
     /// Reads for as long as `window` lasts; returns the frames.
-    pub(crate) async fn during(&mut self, window: Duration) -> Result<Vec<Frame>> {
+    ///
+    /// # Errors
+    ///
+    /// When the session is over.
+    pub async fn during(&mut self, window: Duration) -> Result<Vec<Frame>> {
         let deadline = tokio::time::Instant::now() + window;
         while let Ok(result) = timeout_at(deadline, self.handle_next()).await {
             result?;
@@ -171,7 +196,7 @@ impl Client {
     }
 
     /// Serves the session until it fails: a client that keeps up.
-    pub(crate) async fn keep_up(mut self) -> anyhow::Error {
+    pub async fn keep_up(mut self) -> anyhow::Error {
         loop {
             if let Err(error) = self.handle_next().await {
                 return error;

@@ -11,7 +11,7 @@ const PIXEL: usize = 4;
 
 /// How much a client does with what it receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Decode {
+pub enum Decode {
     /// It looks at rectangles only: the least work beside the server that is measured.
     Rectangles,
     /// It decodes every pixel.
@@ -19,7 +19,7 @@ pub(crate) enum Decode {
 }
 
 /// The surfaces of the graphics channel and the one that is on the output.
-pub(crate) struct Picture {
+pub struct Picture {
     decode: Decode,
     surfaces: BTreeMap<u16, Surface>,
     cache: BTreeMap<u16, CacheEntry>,
@@ -52,12 +52,12 @@ impl Picture {
     }
 
     /// Width and height of what is on the output.
-    pub(crate) fn size(&self) -> Option<(usize, usize)> {
+    pub fn size(&self) -> Option<(usize, usize)> {
         self.on_output().map(|surface| (surface.width, surface.height))
     }
 
     /// One row of decoded pixels of the output: blue, green, red, unused.
-    pub(crate) fn row(&self, y: usize) -> Option<&[u8]> {
+    pub fn row(&self, y: usize) -> Option<&[u8]> {
         let surface = self.on_output()?;
         surface.pixels.chunks_exact(surface.width * PIXEL).nth(y)
     }

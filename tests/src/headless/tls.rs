@@ -1,4 +1,4 @@
-//! TLS without a look at the certificate: the bench made the server itself.
+//! TLS without a look at the certificate: the test made the server itself.
 
 use std::sync::{Arc, LazyLock};
 

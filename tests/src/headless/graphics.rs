@@ -17,15 +17,15 @@ use super::picture::{Decode, Picture};
 
 /// One frame as the client got it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Frame {
+pub struct Frame {
     /// When its last byte came.
-    pub(crate) arrived: Instant,
+    pub arrived: Instant,
     /// Bytes of its graphics messages, compressed, without the channels' envelopes.
-    pub(crate) message_bytes: u64,
+    pub message_bytes: u64,
 }
 
 /// Everything the graphics channel has brought.
-pub(crate) struct Screen {
+pub struct Screen {
     zgfx: Decompressor,
     picture: Picture,
     /// Frames that nobody has looked at yet.
@@ -39,14 +39,14 @@ pub(crate) struct Screen {
 
 /// A handle on the screen for the client, while the channel owns another.
 #[derive(Clone)]
-pub(crate) struct SharedScreen(Arc<Mutex<Screen>>);
+pub struct SharedScreen(Arc<Mutex<Screen>>);
 
 /// The processor that the dynamic channel drives.
 pub(super) struct GraphicsChannel(SharedScreen);
 
 impl SharedScreen {
     /// An empty screen.
-    pub(crate) fn new(decode: Decode) -> Self {
+    pub fn new(decode: Decode) -> Self {
         Self(Arc::new(Mutex::new(Screen {
             zgfx: Decompressor::new(),
             picture: Picture::new(decode),
@@ -58,7 +58,8 @@ impl SharedScreen {
         })))
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Screen> {
+    /// The screen as it is now.
+    pub fn lock(&self) -> MutexGuard<'_, Screen> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -69,7 +70,11 @@ impl SharedScreen {
 
 impl Screen {
     /// Takes one message of the server; returns the answers.
-    pub(crate) fn handle_message(&mut self, message: &[u8]) -> Result<Vec<GfxPdu>> {
+    ///
+    /// # Errors
+    ///
+    /// When it does not decode.
+    pub fn handle_message(&mut self, message: &[u8]) -> Result<Vec<GfxPdu>> {
         self.message_bytes += message.len() as u64;
         let mut plain = Vec::new();
         self.zgfx.decompress(message, &mut plain).map_err(|error| anyhow!("ZGFX: {error}"))?;
@@ -91,7 +96,7 @@ impl Screen {
     }
 
     /// What a client says when the channel opens: everything but H.264.
-    pub(crate) fn hello() -> GfxPdu {
+    pub fn hello() -> GfxPdu {
         let newest = CapabilitySet::V10_7 { flags: CapabilitiesV107Flags::AVC_DISABLED };
         GfxPdu::CapabilitiesAdvertise(CapabilitiesAdvertisePdu::from_typed(&[newest]))
     }
@@ -102,12 +107,12 @@ impl Screen {
     }
 
     /// The frames since the last call.
-    pub(crate) fn take_frames(&mut self) -> Vec<Frame> {
+    pub fn take_frames(&mut self) -> Vec<Frame> {
         std::mem::take(&mut self.frames)
     }
 
     /// The picture as far as it was decoded.
-    pub(crate) fn picture(&self) -> &Picture {
+    pub fn picture(&self) -> &Picture {
         &self.picture
     }
 

@@ -20,7 +20,6 @@ use tokio::net::TcpSocket;
 use tokio_rustls::client::TlsStream;
 use x509_cert::der::Decode as _;
 
-use super::graphics::GraphicsChannel;
 use super::socket::{Counted, Framed};
 use super::{Options, Timeline, tls};
 
@@ -32,7 +31,7 @@ pub(super) struct Connected {
 }
 
 /// Connects and logs on.
-pub(super) async fn connect(options: &Options, graphics: GraphicsChannel) -> Result<Connected> {
+pub(super) async fn connect(options: &Options, channels: DrdynvcClient) -> Result<Connected> {
     let mut timeline = Timeline::start();
     let socket = TcpSocket::new_v4()?;
     if let Some(size) = options.receive_buffer {
@@ -42,8 +41,7 @@ pub(super) async fn connect(options: &Options, graphics: GraphicsChannel) -> Res
     stream.set_nodelay(true)?;
     timeline.connected = Instant::now();
 
-    let dynamic = DrdynvcClient::new().with_dynamic_channel(graphics);
-    let mut connector = ClientConnector::new(config(options), own_address()).with_static_channel(dynamic);
+    let mut connector = ClientConnector::new(config(options), own_address()).with_static_channel(channels);
     let mut framed = Framed::new(Counted::new(stream));
     while !connector.should_perform_security_upgrade() {
         step(&mut framed, &mut connector).await?;
@@ -169,7 +167,7 @@ fn config(options: &Options) -> Config {
         },
         domain: options.vm.clone(),
         client_build: 22_621,
-        client_name: "bench".to_owned(),
+        client_name: "headless".to_owned(),
         keyboard_type: KeyboardType::IBM_ENHANCED,
         keyboard_subtype: 0,
         keyboard_functional_keys_count: 12,
