@@ -66,6 +66,7 @@ impl World {
             size: SIZE,
             decode: Decode::Rectangles,
             receive_buffer: None,
+            touch: None,
         }
     }
 

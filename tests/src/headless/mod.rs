@@ -1,4 +1,4 @@
-//! An RDP client without a window: real TCP, TLS, NLA and graphics channel, and a count of every byte.
+//! An RDP client without a window: real TCP, TLS, NLA, graphics and touch channels, and a count of every byte.
 
 mod connect;
 mod graphics;
@@ -6,6 +6,7 @@ pub mod keyboard;
 mod picture;
 mod socket;
 mod tls;
+pub mod touch;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use ironrdp_connector::ConnectionResult;
-use ironrdp_core::decode;
+use ironrdp_core::{decode, encode_vec};
 use ironrdp_dvc::DrdynvcClient;
 use ironrdp_pdu::mcs::{McsMessage, SendDataIndication};
 use ironrdp_pdu::rdp::headers::{ShareControlHeader, ShareControlPdu, ShareDataPdu};
@@ -26,6 +27,8 @@ use tokio_rustls::client::TlsStream;
 pub use graphics::{Frame, Screen, SharedScreen};
 pub use picture::Decode;
 use socket::{Counted, Framed};
+use touch::pdu::{CsReadyPdu, RdpeiPdu};
+use touch::{SharedTouch, TouchState};
 
 /// Nothing a server does takes this long: a client that waits longer reports it.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -47,6 +50,8 @@ pub struct Options {
     pub decode: Decode,
     /// Bytes the system keeps for a client that does not read; none leaves it to the system.
     pub receive_buffer: Option<u32>,
+    /// What it says that it can do with touch; none is a client without.
+    pub touch: Option<CsReadyPdu>,
 }
 
 /// When the steps of a connection were done.
@@ -79,6 +84,7 @@ pub struct Client {
     session: ConnectionResult,
     dynamic_channel_id: u16,
     screen: SharedScreen,
+    touch: SharedTouch,
     wire: Arc<AtomicU64>,
     timeline: Timeline,
 }
@@ -98,7 +104,11 @@ impl Client {
     /// When the server refuses or does not answer.
     pub async fn connect(options: &Options) -> Result<Self> {
         let screen = SharedScreen::new(options.decode);
-        let channels = DrdynvcClient::new().with_dynamic_channel(screen.channel());
+        let touch = SharedTouch::default();
+        let mut channels = DrdynvcClient::new().with_dynamic_channel(screen.channel());
+        if let Some(answer) = &options.touch {
+            channels.attach_dynamic_channel(touch.channel(answer.clone()));
+        }
         let connecting = connect::connect(options, channels);
         let connected = timeout(PATIENCE, connecting).await.context("the server does not answer")??;
         let channels = &connected.result.static_channels;
@@ -110,6 +120,7 @@ impl Client {
             session: connected.result,
             dynamic_channel_id,
             screen,
+            touch,
             timeline: connected.timeline,
         })
     }
@@ -148,6 +159,45 @@ impl Client {
             self.send(&keyboard::character(character)?).await?;
         }
         Ok(())
+    }
+
+    /// What the server has said about touch.
+    pub fn touch_state(&self) -> TouchState {
+        self.touch.lock().clone()
+    }
+
+    /// Reads until `is_it` is content with what the server has said about touch.
+    ///
+    /// # Errors
+    ///
+    /// When it never is, or the session is over.
+    pub async fn wait_for_touch(&mut self, what: &str, is_it: impl Fn(&TouchState) -> bool) -> Result<()> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while !is_it(&self.touch_state()) {
+            let next = timeout_at(deadline, self.handle_next()).await;
+            next.with_context(|| format!("no {what}: {:?}", self.touch_state()))??;
+        }
+        Ok(())
+    }
+
+    /// Says something on the touch channel; returns when it was written.
+    ///
+    /// # Errors
+    ///
+    /// When the server has not opened the channel, or the session is over.
+    pub async fn touch(&mut self, message: &RdpeiPdu) -> Result<Instant> {
+        self.touch_with(&encode_vec(message)?).await
+    }
+
+    /// As [`touch`](Self::touch), with any bytes.
+    ///
+    /// # Errors
+    ///
+    /// As for [`touch`](Self::touch).
+    pub async fn touch_with(&mut self, message: &[u8]) -> Result<Instant> {
+        let messages = self.touch.encode(message)?;
+        let user = self.session.user_channel_id;
+        self.send(&client_encode_svc_messages(messages, self.dynamic_channel_id, user)?).await
     }
 
     /// The next frame.
