@@ -108,6 +108,9 @@ pub enum MessageFault {
         /// What it allows.
         limit: usize,
     },
+    /// A piece that is not the last and brings nothing: without end they would be work without end.
+    #[error("an empty piece of a message")]
+    Empty,
     /// FIN or RESET with something in it.
     #[error("a fin or reset that is not empty")]
     NotEmpty,
@@ -151,6 +154,7 @@ impl Reassembler {
             return Err(MessageFault::TooLong { limit: self.limit });
         }
         match header.fragment {
+            Fragment::First | Fragment::Middle if payload.is_empty() => Err(MessageFault::Empty),
             Fragment::Whole | Fragment::First if self.partial.is_some() => Err(MessageFault::Nested),
             Fragment::Whole => Ok(Some(message(header.packet_type, header.txid, payload))),
             Fragment::First => {
@@ -238,7 +242,12 @@ mod tests {
             let mut reassembler = Reassembler::new(100);
             let mut outcome = Ok(None);
             for (packet_type, fragment) in packets {
-                outcome = reassembler.push(header(*packet_type, *fragment, 0), vec![]);
+                let payload = match fragment {
+                    First | Middle => vec![0],
+                    Last | Whole => vec![],
+                };
+                let length = u32::try_from(payload.len()).unwrap();
+                outcome = reassembler.push(header(*packet_type, *fragment, length), payload);
             }
             outcome
         };
@@ -250,6 +259,7 @@ mod tests {
         assert_eq!(faults(&[(data, First), (data, Whole)]), Err(MessageFault::Nested));
         assert_eq!(faults(&[(data, First), (PacketType::Fin, Whole)]), Err(MessageFault::Nested));
         assert_eq!(faults(&[(PacketType::Fin, First)]), Err(MessageFault::NotEmpty));
+        assert_eq!(Reassembler::new(9).push(header(data, First, 0), vec![]), Err(MessageFault::Empty));
         assert_eq!(faults(&[(data, First), (PacketType::Reset, Whole)]), Ok(Some(Message::Reset)));
         assert_eq!(
             faults(&[(data, First), (PacketType::Reset, Whole), (data, Whole)]),

@@ -257,11 +257,11 @@ mod tests {
         assert_eq!(hear(&mut one, late), Ok(Reply::None), "of a request that is forgotten");
         assert_eq!(hear(&mut other, reset()), Ok(Reply::Reset));
         assert_eq!(other.completion(txid, vec![]).err(), Some(SendError::NoSuchRequest));
-        let half = PacketHeader { length: 0, packet_type: PacketType::Data, fragment: Fragment::Middle, txid: 0 };
-        assert_eq!(one.push(half, vec![]), Ok(Reply::None), "also the rest of a message");
+        let half = PacketHeader { length: 1, packet_type: PacketType::Data, fragment: Fragment::Middle, txid: 0 };
+        assert_eq!(one.push(half, vec![0]), Ok(Reply::None), "also the rest of a message");
         assert_eq!(hear(&mut one, reset()), Ok(Reply::None), "the answer");
         assert_eq!(one.take(), None);
-        assert!(one.push(half, vec![]).is_err());
+        assert!(one.push(half, vec![0]).is_err());
     }
 
     #[test]

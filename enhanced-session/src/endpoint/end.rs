@@ -23,9 +23,9 @@ use super::{ChannelId, Transport};
 
 /// Bytes of small frames that are handed out at once.
 const TRANSMIT_BYTES: usize = MAX_BULK_PAYLOAD;
-/// Bytes of packets that are put together at once for a message: more have their turn with the next timeout. A peer can
-/// write to a ring faster than it is read.
-const SERVE_BYTES: usize = 2 << 20;
+/// Bytes of a ring that are taken at once: more have their turn with the next timeout, which comes at once too. A peer
+/// can write faster than it is read, and others wait meanwhile.
+const SERVE_BYTES: usize = 256 << 10;
 
 #[derive(Debug)]
 pub(super) struct End<M> {

@@ -13,7 +13,7 @@ use enhanced_session::region::{HeapMemory, SharedMemory as _};
 use enhanced_session::ring::{Consumer, Producer, Push, RingGrant, ring_tag};
 use enhanced_session::stream::Frame;
 
-use crate::pair::{Pair, REGION, TRANSPORTS};
+use crate::pair::{Pair, REGION};
 use crate::raw::{EPOCH, Raw};
 
 const DATA: PacketHeader =
@@ -65,6 +65,8 @@ fn every_broken_rule_is_found() {
     assert_eq!(fault(&[txid(request, 7), txid(request, 7)]), Some(Fault::RequestTwice(7)));
     let requests: Vec<_> = (1..=MAX_REQUESTS as u64 + 1).map(|number| txid(request, number)).collect();
     assert_eq!(fault(&requests), Some(Fault::TooManyRequests { limit: MAX_REQUESTS }));
+    let empty = packet(PacketHeader { fragment: Fragment::First, ..DATA }, &[]);
+    assert_eq!(fault(&[empty]), Some(Fault::Message(MessageFault::Empty)));
     let fin = packet(PacketHeader { packet_type: fin, ..DATA }, &[]);
     assert_eq!(fault(&[fin, packet(DATA, &[])]), Some(Fault::AfterFin));
 }
@@ -375,21 +377,29 @@ fn the_host_kicks_and_reads_as_the_specification_says() {
 }
 
 #[test]
-fn a_guest_that_sends_nothing_but_empty_pieces_costs_bounded_time() {
-    for transport in TRANSPORTS {
-        let (mut pair, ids) = Pair::on(transport).with(&[Class::Folder]);
-        // As many bytes as a message may have, in the smallest pieces that stand for them.
-        pair.guest.send(ids[0], vec![1; 1 << 20]).expect("it is free");
-        pair.run();
-        assert!(pair.host.receive(ids[0]).is_some());
-    }
+fn a_message_in_the_smallest_pieces_is_taken_with_the_next_timeouts() {
     let mut rings = rings(Class::Folder);
-    let first = PacketHeader { fragment: Fragment::First, ..DATA };
-    let _ = rings.producer.push(&first, &[]).expect("the host is honest");
-    let middle = PacketHeader { fragment: Fragment::Middle, ..DATA };
-    while rings.producer.push(&middle, &[]).expect("the host is honest") == Push::Done {}
-    let _ = rings.producer.publish().expect("the host is honest");
-    rings.kick();
-    assert_eq!(rings.events(), []);
-    assert!(rings.producer.is_taken().expect("the host is honest"), "all were taken");
+    let limit = Class::Folder.limits().message as usize;
+    let piece = |fragment| PacketHeader { length: 1, fragment, ..DATA };
+    let mut sent = 0;
+    let mut readable = false;
+    while !readable {
+        let fragment = match sent {
+            0 => Fragment::First,
+            sent if sent == limit - 1 => Fragment::Last,
+            _ => Fragment::Middle,
+        };
+        if sent < limit && rings.producer.push(&piece(fragment), &[&[7]]).expect("the host is honest") == Push::Done {
+            sent += 1;
+            continue;
+        }
+        let _ = rings.producer.publish().expect("the host is honest");
+        rings.kick();
+        while let Some(due) = rings.raw.host.poll_timeout().filter(|due| *due <= rings.raw.now) {
+            rings.raw.host.handle_timeout(due);
+        }
+        readable = rings.events().contains(&Event::Readable(rings.id));
+    }
+    assert_eq!(sent, limit);
+    assert!(rings.raw.host.receive(rings.id) == Some(Message::Data(vec![7; limit])));
 }
