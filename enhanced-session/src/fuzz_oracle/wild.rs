@@ -323,7 +323,8 @@ pub(super) fn random() -> Random {
 /// A packet that is more often right than not.
 fn any_packet(program: &mut Reader<'_>) -> Result<(u32, [u8; PACKET_HEADER], Vec<u8>), Malformed> {
     let (channel, packet_type, flags) = (program.u8("channel")?, program.u8("type")?, program.u8("flags")?);
-    let (txid, length) = (program.u8("txid")?, program.u16("length")?);
+    // As long as a frame can be.
+    let (txid, length) = (program.u8("txid")?, program.u16("length")?.min(65_520));
     let mut header = [0; PACKET_HEADER];
     header[..4].copy_from_slice(&u32::from(length).to_le_bytes());
     header[4] = packet_type % 8;

@@ -321,5 +321,12 @@ fn messages_of_an_earlier_opening_are_late() {
     raw.say(ControlMessage::Closed { channel: id.0, open_id: 1 });
     raw.say(ControlMessage::Closed { channel: id.0, open_id: 2 });
     assert_eq!((raw.answers(), raw.events()), (vec![], vec![]));
-    assert!(raw.host.send(id, vec![]).is_ok(), "it is open still");
+    raw.host.send(id, vec![]).expect("it is open still");
+    raw.host.close(id, Reason::Done);
+    let close = ControlMessage::Close { channel: id.0, open_id: 2, reason: Reason::Done };
+    assert_eq!(raw.answers(), [close], "and nothing of the message");
+    raw.say(ControlMessage::Closed { channel: id.0, open_id: 1 });
+    assert_eq!(raw.events(), []);
+    raw.say(ControlMessage::Closed { channel: id.0, open_id: 2 });
+    assert_eq!(raw.events(), [Event::Closed { id, reason: Reason::Done }]);
 }

@@ -133,6 +133,9 @@ fn only_so_many_requests_are_open_in_each_direction() {
         assert_eq!(pair.guest.request(id, vec![]), Err(SendError::TooManyRequests));
         assert!(pair.host.request(id, vec![]).is_ok(), "the other direction has its own");
         assert!(pair.guest.send(id, vec![]).is_ok(), "messages go on");
+        pair.guest.reset(id).expect("it is open");
+        pair.run();
+        assert!(pair.guest.request(id, vec![]).is_ok(), "all are forgotten");
     }
 }
 
