@@ -185,7 +185,7 @@ impl<M: SharedMemory> End<M> {
     /// A channel is open, on the stream.
     pub(super) fn open_stream(&mut self, channel: u32, class: Class, window: u32) {
         self.link.scheduler.open(channel, class, window);
-        self.insert(channel, class, Pipe::Stream(StreamPipe::new(window)));
+        self.insert(channel, class, Pipe::Stream(StreamPipe::new(class, window)));
     }
 
     /// A channel is open, on rings. What the other end has put there before is found.

@@ -208,6 +208,14 @@ pub enum Fault {
         /// What was allowed.
         allowed: usize,
     },
+    /// Of frames: that of a bulk class holds everything else up.
+    #[error("a packet of {bytes} bytes, where {limit} are allowed")]
+    Frame {
+        /// Its payload.
+        bytes: usize,
+        /// What is allowed.
+        limit: usize,
+    },
     /// Of requests: there are too many open ones.
     #[error("more than {limit} requests are open")]
     TooManyRequests {

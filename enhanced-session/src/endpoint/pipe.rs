@@ -4,10 +4,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use crate::class::{Class, Priority};
 use crate::message::Outgoing;
 use crate::packet::{PACKET_HEADER, PacketHeader};
 use crate::region::SharedMemory;
 use crate::ring::{Consumer, Kick, Producer, Push, RingFault, RingGrant};
+use crate::stream::{MAX_BULK_PAYLOAD, MAX_FRAME_BODY};
 use crate::wire::{Malformed, Reader};
 
 use super::Transport;
@@ -40,6 +42,7 @@ impl<M: SharedMemory> Pipe<M> {
 #[derive(Debug)]
 pub(super) struct StreamPipe {
     inbox: VecDeque<(PacketHeader, Vec<u8>)>,
+    max_payload: usize,
     window: usize,
     /// Bytes that the other end may still send.
     allowed: usize,
@@ -48,9 +51,13 @@ pub(super) struct StreamPipe {
 }
 
 impl StreamPipe {
-    pub(super) fn new(window: u32) -> Self {
+    pub(super) fn new(class: Class, window: u32) -> Self {
         let window = usize::try_from(window).unwrap_or(usize::MAX);
-        Self { inbox: VecDeque::new(), window, allowed: window, taken: 0 }
+        let max_payload = match class.priority() {
+            Priority::Bulk => MAX_BULK_PAYLOAD,
+            _ => MAX_FRAME_BODY - PACKET_HEADER,
+        };
+        Self { inbox: VecDeque::new(), max_payload, window, allowed: window, taken: 0 }
     }
 
     /// A DATA frame has come. What it has no header for is refused at once: nothing waits that costs no credit.
@@ -59,6 +66,9 @@ impl StreamPipe {
         self.allowed = self.allowed.checked_sub(body.len()).ok_or(too_much)?;
         let header = decode_header(&body).map_err(|malformed| Fault::Message(malformed.into()))?;
         body.drain(..PACKET_HEADER);
+        if body.len() > self.max_payload {
+            return Err(Fault::Frame { bytes: body.len(), limit: self.max_payload });
+        }
         self.inbox.push_back((header, body));
         Ok(())
     }
@@ -175,7 +185,7 @@ mod tests {
 
     #[test]
     fn credit_comes_back_when_half_is_taken_and_when_nothing_is_left() {
-        let mut stream = StreamPipe::new(1024);
+        let mut stream = StreamPipe::new(Class::Folder, 1024);
         for _ in 0..7 {
             stream.accept(body(112)).expect("within the window");
         }
@@ -190,14 +200,23 @@ mod tests {
 
     #[test]
     fn more_than_the_credit_is_a_fault() {
-        let mut stream = StreamPipe::new(1024);
+        let mut stream = StreamPipe::new(Class::Folder, 1024);
         assert!(stream.accept(body(1008)).is_ok());
         assert_eq!(stream.accept(body(0)), Err(Fault::Credit { bytes: 16, allowed: 0 }));
     }
 
     #[test]
     fn a_body_without_a_header_is_a_fault() {
-        let mut stream = StreamPipe::new(1024);
+        let mut stream = StreamPipe::new(Class::Folder, 1024);
         assert!(stream.accept(vec![0; 15]).is_err() && stream.accept(vec![]).is_err());
+    }
+
+    #[test]
+    fn a_frame_of_bulk_is_short() {
+        for (class, limit) in [(Class::Folder, 16_384), (Class::Video, 65_520)] {
+            let mut stream = StreamPipe::new(class, 1 << 20);
+            assert!(stream.accept(body(limit)).is_ok());
+            assert_eq!(stream.accept(body(limit + 1)), Err(Fault::Frame { bytes: limit + 1, limit }));
+        }
     }
 }
