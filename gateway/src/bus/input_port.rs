@@ -258,10 +258,11 @@ impl InputPort {
         keys
     }
 
-    pub(crate) fn touches_for_tests(&self) -> usize {
-        let mut count = 0;
-        self.take(|waiting| count = waiting.iter().filter(|input| matches!(input, Input::Touch(_))).count());
-        count
+    pub(crate) fn touches_for_tests(&self) -> Vec<TouchFrame> {
+        let frame = |input| if let Input::Touch(frame) = input { Some(frame) } else { None };
+        let mut frames = Vec::new();
+        self.take(|waiting| frames.extend(waiting.drain(..).filter_map(frame)));
+        frames
     }
 }
 

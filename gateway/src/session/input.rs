@@ -3,17 +3,22 @@
 //! The agent is taken when it is there, unless the VM's definition says otherwise: it takes keys as fast as they come,
 //! fingers and pens. It comes and goes while sessions run. At each change everything is let go of on the old way, and the
 //! modifiers that the client still holds are pressed on the new one, so that no key is stuck and none is lost.
+//!
+//! A guest has one touch screen for all its clients: fingers and pens get numbers that no other session uses now.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
 
-use console::{KeyEvent, KeyState, PointerEvent, Scancode, Size};
-use rdp_server::channels::touch::GuestTouch;
+use console::{KeyEvent, KeyState, MAX_CONTACTS, PenEvent, PointerEvent, Scancode, Size};
+use rdp_server::channels::touch::{GuestTouch, MAX_PENS};
 use rdp_server::input::InputEvent;
 use tokio::sync::watch;
 use vmm::Provider;
 
 use crate::bus::{InputCapabilities, InputPort, InputRefused};
+use crate::sessions::SessionId;
+
+use super::stats::SessionStats;
 
 /// Keys that mean something while they are held: Ctrl, Shift, Alt and the logo keys, left and right.
 const MODIFIERS: [Scancode; 8] = [
@@ -77,13 +82,30 @@ pub(super) struct GuestInput<H> {
     first: VecDeque<(Way, KeyEvent)>,
     /// What was full the last time.
     full: Way,
+    session: SessionId,
+    stats: SessionStats,
 }
 
 impl<H: Hardware> GuestInput<H> {
-    pub(super) fn new(hardware: H, port: InputPort, provider: Provider) -> Self {
-        let capabilities = port.capabilities();
-        let (held, first) = (BTreeSet::new(), VecDeque::new());
-        let mut input = Self { hardware, port, provider, capabilities, agent: None, held, first, full: Way::Hardware };
+    pub(super) fn new(
+        hardware: H,
+        port: InputPort,
+        provider: Provider,
+        session: SessionId,
+        stats: SessionStats,
+    ) -> Self {
+        let mut input = Self {
+            hardware,
+            provider,
+            capabilities: port.capabilities(),
+            port,
+            agent: None,
+            held: BTreeSet::new(),
+            first: VecDeque::new(),
+            full: Way::Hardware,
+            session,
+            stats,
+        };
         input.choose();
         input
     }
@@ -135,8 +157,17 @@ impl<H: Hardware> GuestInput<H> {
         match event {
             InputEvent::Key(key) => self.send_key(*key),
             InputEvent::Pointer(pointer) => self.send_pointer(*pointer),
-            InputEvent::Touch(frame) => self.send_to_agent(|port| port.send_touch(frame.clone())),
-            InputEvent::Pen(pen) => self.send_to_agent(|port| port.send_pen(*pen)),
+            InputEvent::Touch(frame) => {
+                let mut frame = frame.clone();
+                let first = first_of(self.session, MAX_CONTACTS);
+                frame.contacts.iter_mut().for_each(|contact| contact.id = contact.id.wrapping_add(first));
+                self.send_to_agent(|port| port.send_touch(frame), SessionStats::touched)
+            }
+            InputEvent::Pen(pen) => {
+                let [low, _] = first_of(self.session, MAX_PENS).to_le_bytes();
+                let pen = PenEvent { device: pen.device.wrapping_add(low), ..*pen };
+                self.send_to_agent(|port| port.send_pen(pen), SessionStats::drawn)
+            }
         }
     }
 
@@ -209,11 +240,19 @@ impl<H: Hardware> GuestInput<H> {
         }
     }
 
-    fn send_to_agent(&mut self, send: impl FnOnce(&InputPort) -> Result<(), InputRefused>) -> Result<(), Full> {
+    fn send_to_agent(
+        &mut self,
+        send: impl FnOnce(&InputPort) -> Result<(), InputRefused>,
+        count: impl FnOnce(&SessionStats),
+    ) -> Result<(), Full> {
         if self.agent.is_none() {
             return Ok(());
         }
-        self.noted(Way::Bus, taken(send(&self.port)))
+        let sent = send(&self.port);
+        if sent.is_ok() {
+            count(&self.stats);
+        }
+        self.noted(Way::Bus, taken(sent))
     }
 
     fn noted(&mut self, way: Way, sent: Result<(), Full>) -> Result<(), Full> {
@@ -231,6 +270,12 @@ impl<H: Hardware> GuestInput<H> {
     fn hardware_way(&self) -> Option<Way> {
         (self.provider != Provider::Bus).then_some(Way::Hardware)
     }
+}
+
+/// The first of the `each` numbers that are a session's among all sessions of its time; they begin anew after the last.
+fn first_of(session: SessionId, each: usize) -> u16 {
+    let [low, high, ..] = session.wrapping_mul(each as u64).to_le_bytes();
+    u16::from_le_bytes([low, high])
 }
 
 /// A port that has closed lets go of everything by itself, and the next choice is another way: there is nobody to wait for.
@@ -300,7 +345,7 @@ mod tests {
     #[test]
     fn a_held_modifier_goes_along_and_a_held_letter_does_not() {
         let (keyboard, port) = (Keyboard::default(), InputPort::for_tests());
-        let mut input = GuestInput::new(keyboard.clone(), port.clone(), Provider::Auto);
+        let mut input = GuestInput::new(keyboard.clone(), port.clone(), Provider::Auto, 0, SessionStats::default());
         typed(&mut input, &[key(CTRL, DOWN), key(A, DOWN)]);
         assert_eq!(take(&keyboard).len(), 2);
 
@@ -323,11 +368,12 @@ mod tests {
     #[test]
     fn a_definition_that_wants_one_way_gets_no_other() {
         let (keyboard, port) = (Keyboard::default(), InputPort::for_tests());
-        let mut input = GuestInput::new(keyboard.clone(), port.clone(), Provider::Bus);
+        let mut input = GuestInput::new(keyboard.clone(), port.clone(), Provider::Bus, 0, SessionStats::default());
         typed(&mut input, &[key(A, DOWN)]);
         assert_eq!(take(&keyboard), []);
         port.open_for_tests(agent());
-        let mut hardware = GuestInput::new(keyboard.clone(), port.clone(), Provider::Hardware);
+        let mut hardware =
+            GuestInput::new(keyboard.clone(), port.clone(), Provider::Hardware, 0, SessionStats::default());
         typed(&mut hardware, &[key(A, DOWN)]);
         assert_eq!(take(&keyboard), [key(A, DOWN)]);
         assert_eq!(hardware.touch(), None);
@@ -339,7 +385,7 @@ mod tests {
     fn what_the_agent_cannot_do_the_hardware_does() {
         let (keyboard, port) = (Keyboard::default(), InputPort::for_tests());
         port.open_for_tests(agent());
-        let mut input = GuestInput::new(keyboard.clone(), port.clone(), Provider::Auto);
+        let mut input = GuestInput::new(keyboard.clone(), port.clone(), Provider::Auto, 0, SessionStats::default());
         input.catch_up().expect("room");
         drop((take(&keyboard), port.keys_for_tests()));
         let letter = KeyEvent::Unicode { unit: 0xe9, state: DOWN };
@@ -350,7 +396,7 @@ mod tests {
     #[test]
     fn a_change_that_finds_no_room_is_made_up_for_before_anything_else() {
         let (keyboard, port) = (Keyboard::default(), InputPort::for_tests());
-        let mut input = GuestInput::new(keyboard.clone(), port.clone(), Provider::Auto);
+        let mut input = GuestInput::new(keyboard.clone(), port.clone(), Provider::Auto, 0, SessionStats::default());
         keyboard.full.store(true, Ordering::Relaxed);
         port.open_for_tests(agent());
         input.choose();
@@ -362,23 +408,40 @@ mod tests {
         assert_eq!(port.keys_for_tests(), [KeyEvent::ReleaseAll, key(A, DOWN)]);
     }
 
-    #[test]
-    fn fingers_go_to_the_agent_or_nowhere() {
-        let (keyboard, port) = (Keyboard::default(), InputPort::for_tests());
-        let mut input = GuestInput::new(keyboard, port.clone(), Provider::Auto);
+    fn finger(id: u16) -> InputEvent {
         let contact = TouchContact {
-            id: 0,
+            id,
             phase: ContactPhase::Down,
             position: FinePoint::default(),
             pressure: None,
             size: None,
             orientation: None,
         };
-        let frame = TouchFrame { contacts: vec![contact], ..TouchFrame::default() };
-        assert_eq!(input.send(&InputEvent::Touch(frame.clone())), Ok(()));
+        InputEvent::Touch(TouchFrame { contacts: vec![contact], ..TouchFrame::default() })
+    }
+
+    #[test]
+    fn fingers_go_to_the_agent_or_nowhere_and_are_counted() {
+        let (keyboard, port, stats) = (Keyboard::default(), InputPort::for_tests(), SessionStats::default());
+        let mut input = GuestInput::new(keyboard, port.clone(), Provider::Auto, 0, stats.clone());
+        assert_eq!(input.send(&finger(0)), Ok(()));
+        assert_eq!(stats.read().touch_frames, 0);
         port.open_for_tests(agent());
         input.choose();
-        input.send(&InputEvent::Touch(frame)).expect("room");
-        assert_eq!(port.touches_for_tests(), 1);
+        input.send(&finger(0)).expect("room");
+        assert_eq!((port.touches_for_tests().len(), stats.read().touch_frames), (1, 1));
+    }
+
+    #[test]
+    fn fingers_of_two_sessions_are_not_taken_for_one() {
+        let port = InputPort::for_tests();
+        port.open_for_tests(agent());
+        for session in [7, 8, u64::MAX] {
+            let (keyboard, stats) = (Keyboard::default(), SessionStats::default());
+            let mut input = GuestInput::new(keyboard, port.clone(), Provider::Auto, session, stats);
+            input.send(&finger(63)).expect("room");
+        }
+        let ids: Vec<_> = port.touches_for_tests().iter().map(|frame| frame.contacts[0].id).collect();
+        assert_eq!(ids, [7 * 64 + 63, 8 * 64 + 63, u16::MAX]);
     }
 }

@@ -107,7 +107,7 @@ where
     let (reader, stream, handshake) = accepted.into_split();
     let (outbox, writer) = writer(stream, place.stats());
     let mut writing = tokio::spawn(writer.run());
-    let mut session = Session::start(handshake, vm, bus, outbox, reader);
+    let mut session = Session::start(handshake, vm, bus, &place, outbox, reader);
     let result = session.drive(&mut place, &mut writing).await;
     let mut reader = session.end(result.is_err()).await;
     // The queues are closed: the writer sends what is left, and the rest for a stalled client is dropped.
@@ -139,11 +139,19 @@ struct Session<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
-    fn start(handshake: Handshake, vm: &vmm::Vm, bus: &Bus, outbox: Outbox, reader: FrameReader<S>) -> Self {
+    fn start(
+        handshake: Handshake,
+        vm: &vmm::Vm,
+        bus: &Bus,
+        place: &SessionGuard,
+        outbox: Outbox,
+        reader: FrameReader<S>,
+    ) -> Self {
         let console = vm.console();
         let port = bus.input();
         let agent = port.capabilities();
-        let input = GuestInput::new(console.clone(), port.clone(), vm.definition().session.input);
+        let input =
+            GuestInput::new(console.clone(), port.clone(), vm.definition().session.input, place.id(), place.stats());
         console.request_size(handshake.client.requested_size);
         let client = ClientGraphics::from_handshake(
             &handshake.capabilities,
@@ -359,20 +367,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
         }
     }
 
-    /// Lifts every key and button that may be down, and lets go of the other tasks.
+    /// Lifts every key, button and finger that may be down, and lets go of the other tasks.
     async fn end(mut self, misbehaved: bool) -> FrameReader<S> {
         if misbehaved {
             self.connection.disconnect(Farewell::BadClient);
             let _ = tokio::time::timeout(FAREWELL_TIME, self.send_output()).await;
         }
         self.outbox = None;
-        while self.input.release_all().is_err() {
+        self.end_touch();
+        while self.is_input_behind() || self.input.release_all().is_err() {
             // A guest that hangs takes no input before it is switched off, and then forgets what was pressed.
             if tokio::time::timeout(FAREWELL_TIME, self.input.room()).await.is_err() {
                 break;
             }
+            self.pass_input();
         }
         self.reader
+    }
+
+    /// Cancels what the fingers are doing. Of what waits, keys and buttons are lifted in a moment.
+    fn end_touch(&mut self) {
+        self.connection.cancel_touch();
+        self.waiting.retain(|event| matches!(event, InputEvent::Touch(_) | InputEvent::Pen(_)));
+        while let Some(event) = self.connection.poll_event() {
+            if let ClientEvent::Input(event @ (InputEvent::Touch(_) | InputEvent::Pen(_))) = event {
+                self.waiting.push_back(event);
+            }
+        }
+        self.pass_input();
     }
 }
 

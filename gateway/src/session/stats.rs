@@ -1,4 +1,4 @@
-//! What a session has sent, and how soon after the guest drew it.
+//! What a session has sent, how soon after the guest drew it, and what it has passed on of touch.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,6 +21,10 @@ pub struct StatsReading {
     pub frames: u64,
     /// Bytes of pictures and pointers, before TLS.
     pub graphics_bytes: u64,
+    /// Touch frames that the guest was given.
+    pub touch_frames: u64,
+    /// Pen events that the guest was given.
+    pub pen_events: u64,
     /// From the guest's report of a change to the last byte of its picture in the socket, in microseconds.
     pub damage_to_socket_us: LatencyReading,
 }
@@ -42,13 +46,22 @@ pub struct LatencyReading {
 struct Inner {
     frames: u64,
     graphics_bytes: u64,
+    touch_frames: u64,
+    pen_events: u64,
     max: Duration,
     buckets: [u64; BUCKETS],
 }
 
 impl Default for Inner {
     fn default() -> Self {
-        Self { frames: 0, graphics_bytes: 0, max: Duration::ZERO, buckets: [0; BUCKETS] }
+        Self {
+            frames: 0,
+            graphics_bytes: 0,
+            touch_frames: 0,
+            pen_events: 0,
+            max: Duration::ZERO,
+            buckets: [0; BUCKETS],
+        }
     }
 }
 
@@ -62,6 +75,16 @@ impl SessionStats {
             inner.buckets[bucket(latency)] += 1;
             inner.max = inner.max.max(latency);
         }
+    }
+
+    /// Counts a touch frame that the guest was given.
+    pub fn touched(&self) {
+        self.lock().touch_frames += 1;
+    }
+
+    /// Counts a pen event that the guest was given.
+    pub fn drawn(&self) {
+        self.lock().pen_events += 1;
     }
 
     /// Reads all counters.
@@ -80,7 +103,13 @@ impl SessionStats {
             at.map_or(0, |at| upper_edge(at).min(max))
         };
         let latency = LatencyReading { count, p50: percentile(50), p99: percentile(99), max };
-        StatsReading { frames: inner.frames, graphics_bytes: inner.graphics_bytes, damage_to_socket_us: latency }
+        StatsReading {
+            frames: inner.frames,
+            graphics_bytes: inner.graphics_bytes,
+            touch_frames: inner.touch_frames,
+            pen_events: inner.pen_events,
+            damage_to_socket_us: latency,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
