@@ -1,8 +1,9 @@
 //! Memory that another process maps too: the only `unsafe` of this crate.
 //!
 //! What lies there can change at any time, so no reference to bytes is ever formed: a [`Mapping`] is reached through
-//! atomics only, which is how Rust says "others write here". That those others are in another process, or in a guest,
-//! makes no difference to the processor.
+//! atomics, which is how Rust says "others write here". That those others are in another process, or in a guest,
+//! makes no difference to the processor. Long copies are a loop of instructions, since the compiler makes single moves of
+//! atomics; to Rust it is one more program that reads and writes there.
 //!
 //! An x86-64 guest and its host agree on order and size of memory accesses, and see each other's caches. Where either is
 //! something else that is not so (an arm64 guest may map the device uncached where the host has it cached), and
@@ -95,18 +96,44 @@ impl Mapping {
         unsafe { slice::from_raw_parts(self.address.add(at).cast().as_ptr(), count) }
     }
 
+    /// Where the `count` bytes at `at` begin.
+    #[inline]
+    fn bytes(&self, at: usize, count: usize) -> *mut u8 {
+        check_range(self.size, at, count);
+        // SAFETY: the offset is inside the mapping.
+        unsafe { self.address.add(at).as_ptr() }
+    }
+
     /// Fills `bytes` from `at` on.
     #[inline]
     fn copy_out(&self, at: usize, bytes: &mut [MaybeUninit<u8>]) {
-        let (head, (first, words), tail) = split(at, bytes.len());
-        let (before, rest) = bytes.split_at_mut(head);
+        let (blocks, rest) = bytes.split_at_mut(whole_blocks(bytes.len()));
+        // SAFETY: both ranges are as long as `blocks`, which is ours alone.
+        unsafe { copy_blocks(self.bytes(at, blocks.len()), blocks.as_mut_ptr().cast(), blocks.len()) };
+        let at = at + blocks.len();
+        let (head, (first, words), tail) = split(at, rest.len());
+        let (before, rest) = rest.split_at_mut(head);
         let (within, after) = rest.split_at_mut(words * WORD);
         load_bytes(self.cells(at, head), before);
-        // One loop over whole words; the compiler makes of it two thirds of the speed of `memcpy`.
         for (word, bytes) in self.cells::<AtomicU64>(first * WORD, words).iter().zip(within.chunks_exact_mut(WORD)) {
             bytes.write_copy_of_slice(&word.load(Relaxed).to_le_bytes());
         }
         load_bytes(self.cells((first + words) * WORD, tail), after);
+    }
+
+    /// Copies `bytes` to `at`.
+    #[inline]
+    fn copy_in(&self, at: usize, bytes: &[u8]) {
+        let (blocks, rest) = bytes.split_at(whole_blocks(bytes.len()));
+        // SAFETY: both ranges are as long as `blocks`; the one that is written to is no Rust value's.
+        unsafe { copy_blocks(blocks.as_ptr(), self.bytes(at, blocks.len()), blocks.len()) };
+        let at = at + blocks.len();
+        let (head, (first, words), tail) = split(at, rest.len());
+        let (before, rest) = rest.split_at(head);
+        let (within, after) = rest.split_at(words * WORD);
+        store_bytes(self.cells(at, head), before);
+        store_words(self.cells(first * WORD, words), within);
+        store_bytes(self.cells((first + words) * WORD, tail), after);
     }
 }
 
@@ -153,12 +180,7 @@ impl SharedMemory for Mapping {
 
     fn write(&self, at: usize, bytes: &[u8]) {
         check_range(self.size, at, bytes.len());
-        let (head, (first, words), tail) = split(at, bytes.len());
-        let (before, rest) = bytes.split_at(head);
-        let (within, after) = rest.split_at(words * WORD);
-        store_bytes(self.cells(at, head), before);
-        store_words(self.cells(first * WORD, words), within);
-        store_bytes(self.cells((first + words) * WORD, tail), after);
+        self.copy_in(at, bytes);
     }
 
     #[inline]
@@ -181,6 +203,61 @@ trait Atomic {}
 impl Atomic for AtomicU8 {}
 impl Atomic for AtomicU32 {}
 impl Atomic for AtomicU64 {}
+
+/// Bytes that are copied at a time.
+const BLOCK: usize = 64;
+
+/// How many of `count` bytes are whole blocks.
+const fn whole_blocks(count: usize) -> usize {
+    count / BLOCK * BLOCK
+}
+
+/// Copies whole blocks between shared and private memory: at the speed of `memcpy` for every length and alignment, which
+/// single moves of 8 bytes do not reach, and `rep movsb` not everywhere (a tenth of it where the target lies a few bytes
+/// behind a multiple of a page from the source).
+///
+/// # Safety
+///
+/// `count` bytes at `from` can be read and at `to` written, and the two do not overlap. Others may write the shared one
+/// meanwhile: each byte is then as it was or as it became.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+unsafe fn copy_blocks(from: *const u8, to: *mut u8, count: usize) {
+    if count == 0 {
+        return;
+    }
+    // SAFETY: this reads and writes what the caller allows and nothing else; it does what a loop of relaxed atomics does.
+    unsafe {
+        std::arch::asm!(
+            "2:",
+            "movups {a}, [{from} + {at}]",
+            "movups {b}, [{from} + {at} + 16]",
+            "movups {c}, [{from} + {at} + 32]",
+            "movups {d}, [{from} + {at} + 48]",
+            "movups [{to} + {at}], {a}",
+            "movups [{to} + {at} + 16], {b}",
+            "movups [{to} + {at} + 32], {c}",
+            "movups [{to} + {at} + 48], {d}",
+            "add {at}, 64",
+            "cmp {at}, {count}",
+            "jb 2b",
+            from = in(reg) from,
+            to = in(reg) to,
+            count = in(reg) count,
+            at = inout(reg) 0usize => _,
+            a = out(xmm_reg) _,
+            b = out(xmm_reg) _,
+            c = out(xmm_reg) _,
+            d = out(xmm_reg) _,
+            options(nostack),
+        );
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn copy_blocks(_: *const u8, _: *mut u8, count: usize) {
+    assert_eq!(count, 0, "nothing is mapped here");
+}
 
 #[inline]
 fn load_bytes(cells: &[AtomicU8], bytes: &mut [MaybeUninit<u8>]) {
@@ -272,8 +349,8 @@ mod tests {
     proptest! {
         #[test]
         fn copies_touch_what_they_should_and_nothing_else(
-            at in 0usize..PAGE - 40,
-            bytes in proptest::collection::vec(1u8.., 0..40),
+            at in 0usize..PAGE - 300,
+            bytes in proptest::collection::vec(1u8.., 0..300),
         ) {
             super::super::memory::tests::copies(&memory(), at, &bytes);
         }
