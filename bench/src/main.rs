@@ -12,12 +12,15 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 use report::Report;
-use workloads::{boot, codecs, first_picture, glyph, idle, memory, stalled};
+use workloads::{boot, bus, codecs, first_picture, glyph, idle, memory, stalled};
 
 /// Every workload, in the order in which they run.
-const NAMES: [&str; 7] = ["codecs", "first-picture", "glyph", "idle", "memory", "stalled", "boot"];
+const NAMES: [&str; 8] = ["codecs", "bus", "first-picture", "glyph", "idle", "memory", "stalled", "boot"];
 
 fn main() -> ExitCode {
+    if let Some(ended) = bus::serve_if_peer() {
+        return ended;
+    }
     let chosen: Vec<String> = std::env::args().skip(1).collect();
     match run(&chosen) {
         Ok(true) => ExitCode::SUCCESS,
@@ -51,6 +54,7 @@ fn run(chosen: &[String]) -> Result<bool> {
 async fn measure(name: &str) -> Result<Report> {
     match name {
         "codecs" => codecs::run(),
+        "bus" => bus::run(),
         "first-picture" => first_picture::run().await,
         "glyph" => glyph::run().await,
         "idle" => idle::run().await,

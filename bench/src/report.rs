@@ -26,8 +26,16 @@ struct Table {
 struct Figure {
     what: String,
     value: f64,
+    bound: Bound,
     limit: f64,
     unit: &'static str,
+}
+
+/// On which side of its limit a number may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bound {
+    AtMost,
+    AtLeast,
 }
 
 impl Report {
@@ -43,7 +51,12 @@ impl Report {
 
     /// Adds a number that must not be above `limit`.
     pub(crate) fn at_most(&mut self, what: impl Into<String>, value: f64, limit: f64, unit: &'static str) {
-        self.figures.push(Figure { what: what.into(), value, limit, unit });
+        self.figures.push(Figure { what: what.into(), value, bound: Bound::AtMost, limit, unit });
+    }
+
+    /// Adds a number that must not be below `limit`.
+    pub(crate) fn at_least(&mut self, what: impl Into<String>, value: f64, limit: f64, unit: &'static str) {
+        self.figures.push(Figure { what: what.into(), value, bound: Bound::AtLeast, limit, unit });
     }
 
     /// Whether every figure is within its limit.
@@ -59,8 +72,9 @@ impl Report {
         }
         for figure in &self.figures {
             let verdict = if figure.is_met() { "met" } else { "MISSED" };
-            let Figure { what, value, limit, unit } = figure;
-            println!("* {what}: {} {unit}, limit {limit} {unit}: {verdict}", number(*value));
+            let Figure { what, value, bound, limit, unit } = figure;
+            let bound = if *bound == Bound::AtMost { "at most" } else { "at least" };
+            println!("* {what}: {} {unit}, {bound} {limit} {unit}: {verdict}", number(*value));
         }
         println!("\n{}\n", self.json());
     }
@@ -76,11 +90,15 @@ impl Report {
 
 impl Figure {
     fn is_met(&self) -> bool {
-        self.value <= self.limit
+        match self.bound {
+            Bound::AtMost => self.value <= self.limit,
+            Bound::AtLeast => self.value >= self.limit,
+        }
     }
 
     fn json(&self) -> Value {
-        json!({"what": self.what, "value": self.value, "limit": self.limit, "unit": self.unit, "met": self.is_met()})
+        let Self { what, value, limit, unit, .. } = self;
+        json!({"what": what, "value": value, "limit": limit, "unit": unit, "met": self.is_met()})
     }
 }
 
@@ -162,11 +180,15 @@ mod tests {
     }
 
     #[test]
-    fn a_figure_above_its_limit_is_missed() {
+    fn a_figure_on_the_wrong_side_of_its_limit_is_missed() {
         let mut report = Report::new("test");
+        report.at_least("most", 2.0, 2.0, "B");
         report.at_most("one", 2.0, 2.0, "B");
         assert!(report.is_met());
         report.at_most("two", 2.1, 2.0, "B");
+        assert!(!report.is_met());
+        let mut report = Report::new("test");
+        report.at_least("three", 1.9, 2.0, "B");
         assert!(!report.is_met());
     }
 }

@@ -1,6 +1,7 @@
 //! What is measured.
 
 pub(crate) mod boot;
+pub(crate) mod bus;
 pub(crate) mod codecs;
 pub(crate) mod first_picture;
 pub(crate) mod glyph;
