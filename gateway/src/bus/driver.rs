@@ -7,17 +7,16 @@ use std::time::{Duration, Instant};
 
 use enhanced_session::class::shutdown::Action;
 use enhanced_session::control::OfferFlags;
-use enhanced_session::endpoint::{ChannelId, Event as BusEvent, Host, SendError, Statistics, Transport};
-use enhanced_session::message::Txid;
-use enhanced_session::region::Mapping;
+use enhanced_session::endpoint::Event as BusEvent;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 use vmm::{BusConnection, BusPort, BusPortState, Quiesce, QuiesceReason, QuiesceRequests, Vm, VmState};
 
+use super::channel::HostChannel;
 use super::input_port::InputPort;
 use super::link::Link;
-use super::services::{Channel, Full, Moment, Services, ShutdownAnswer};
-use super::status::{BusState, BusStatus, BusTransport, GuestStatus, Rates};
+use super::services::{Moment, Services, ShutdownAnswer};
+use super::status::{BusState, BusStatus, GuestStatus, Rates, agent_name};
 
 /// How soon a connection that ended or could not be made is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -294,7 +293,7 @@ impl Driver {
         let Some(link) = &mut self.link else { return };
         match event {
             BusEvent::Connected(_) => {
-                let agent = agent(&link.host.statistics()).unwrap_or_default();
+                let agent = agent_name(&link.host.statistics()).unwrap_or_default();
                 info!(agent, "agent connected");
             }
             BusEvent::Disconnected(why) => {
@@ -311,7 +310,7 @@ impl Driver {
                 debug!(channel = id.0, ?reason, "channel closed");
                 self.services.closed(id);
             }
-            BusEvent::Readable(id) => read(at, id, &mut link.host, &mut self.services),
+            BusEvent::Readable(id) => HostChannel { host: &mut link.host, id }.read(at, &mut self.services),
             BusEvent::Faulted { id, what } => {
                 debug!(channel = id.0, %what, "channel faulted");
             }
@@ -340,7 +339,7 @@ impl Driver {
             Command::Status(reply) => drop(reply.send(self.status(at.now))),
             Command::Guest(reply) => {
                 if self.is_connected() {
-                    let _ = reply.send(self.services.guest(at.now));
+                    let _ = reply.send(GuestStatus::new(&self.services, at.now));
                 }
             }
             Command::Ping(reply) => self.services.heartbeat.ping(at, reply),
@@ -387,71 +386,6 @@ impl Driver {
             Some(link) if link.host.peer().is_some() => BusState::Connected,
             _ => BusState::Waiting,
         };
-        let (port_received_rate, port_sent_rate) = self.rates.port(now, &statistics);
-        BusStatus {
-            state,
-            transport: (state == BusState::Connected).then(|| transport(&statistics)),
-            agent: agent(&statistics),
-            health: self.services.heartbeat.health(now),
-            round_trip_us: self.services.heartbeat.round_trip().map(micros),
-            input_latency_us: self.services.input.latency().map(micros),
-            input: *self.input.capabilities().borrow(),
-            connections: statistics.connections,
-            faults: statistics.faults,
-            port_received_rate,
-            port_sent_rate,
-            channels: self.rates.channels(now, &statistics),
-        }
+        BusStatus::new(state, &statistics, &self.rates, &self.services, now)
     }
-}
-
-/// A channel of the core, as its service sees it.
-struct HostChannel<'a> {
-    host: &'a mut Host<Mapping>,
-    id: ChannelId,
-}
-
-impl Channel for HostChannel<'_> {
-    fn send(&mut self, payload: Vec<u8>) -> Result<(), Full> {
-        self.host.send(self.id, payload).map_err(|error| full(self.id, error))
-    }
-
-    fn request(&mut self, payload: Vec<u8>) -> Result<Txid, Full> {
-        self.host.request(self.id, payload).map_err(|error| full(self.id, error))
-    }
-}
-
-/// Takes what has come on a channel to its service. A guest whose words cannot be read loses the channel.
-fn read(at: Moment, id: ChannelId, host: &mut Host<Mapping>, services: &mut Services) {
-    while let Some(message) = host.receive(id) {
-        if let Err(error) = services.handle(at, id, message) {
-            debug!(channel = id.0, %error, "a message that cannot be read");
-            host.fault(id, error);
-            return;
-        }
-    }
-}
-
-/// Everything that keeps a message from being sent passes, or ends the channel, which is an event of its own.
-fn full(id: ChannelId, error: SendError) -> Full {
-    if error != SendError::Full {
-        debug!(channel = id.0, %error, "a message waits");
-    }
-    Full
-}
-
-fn transport(statistics: &Statistics) -> BusTransport {
-    let rings = statistics.channels.iter().any(|channel| channel.transport == Some(Transport::Ring));
-    if rings { BusTransport::Ring } else { BusTransport::Stream }
-}
-
-fn agent(statistics: &Statistics) -> Option<String> {
-    let agent = statistics.peer.as_ref()?.agent.as_ref()?;
-    // The name ends up in a terminal.
-    let name: String = agent.name.chars().filter(|letter| !letter.is_control()).collect();
-    Some(format!("{name} {}", agent.version))
-}
-
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

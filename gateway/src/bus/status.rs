@@ -1,11 +1,12 @@
 //! The state of a VM's bus as programs and people are shown it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use enhanced_session::class::shutdown::Action;
 use enhanced_session::endpoint::{Statistics, Transport};
 use serde::{Deserialize, Serialize};
 
-use super::services::{ClockState, Health, MemoryReport};
+use super::services::{ClockState, Health, MemoryReport, Services};
 use super::{GuestDetails, InputCapabilities};
 
 /// How a VM's bus stands.
@@ -93,6 +94,67 @@ pub struct GuestStatus {
     pub memory: Option<MemoryReport>,
     /// That it goes down, and how: `power off`, `reboot`, `hibernate`.
     pub going_down: Option<String>,
+}
+
+impl BusStatus {
+    /// From what is known of the core, its speed and its services.
+    pub(super) fn new(
+        state: BusState,
+        statistics: &Statistics,
+        rates: &Rates,
+        services: &Services,
+        now: Instant,
+    ) -> Self {
+        let rings = statistics.channels.iter().any(|channel| channel.transport == Some(Transport::Ring));
+        let transport = if rings { BusTransport::Ring } else { BusTransport::Stream };
+        let (port_received_rate, port_sent_rate) = rates.port(now, statistics);
+        Self {
+            state,
+            transport: (state == BusState::Connected).then_some(transport),
+            agent: agent_name(statistics),
+            health: services.heartbeat.health(now),
+            round_trip_us: services.heartbeat.round_trip().map(micros),
+            input_latency_us: services.input.latency().map(micros),
+            input: services.input.capabilities(),
+            connections: statistics.connections,
+            faults: statistics.faults,
+            port_received_rate,
+            port_sent_rate,
+            channels: rates.channels(now, statistics),
+        }
+    }
+}
+
+impl GuestStatus {
+    /// What the services have heard.
+    pub(super) fn new(services: &Services, now: Instant) -> Self {
+        Self {
+            details: services.guest_info.details(now),
+            health: services.heartbeat.health(now),
+            clock: services.time_sync.clock(),
+            memory: services.memory.report().map(|(report, _)| report),
+            going_down: services.shutdown.going().map(|action| words(action).to_owned()),
+        }
+    }
+}
+
+/// The agent's name and version; the name ends up in a terminal.
+pub(super) fn agent_name(statistics: &Statistics) -> Option<String> {
+    let agent = statistics.peer.as_ref()?.agent.as_ref()?;
+    let name: String = agent.name.chars().filter(|letter| !letter.is_control()).collect();
+    Some(format!("{name} {}", agent.version))
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+const fn words(action: Action) -> &'static str {
+    match action {
+        Action::PowerOff => "power off",
+        Action::Reboot => "reboot",
+        Action::Hibernate => "hibernate",
+    }
 }
 
 impl From<Transport> for BusTransport {

@@ -35,6 +35,11 @@ impl Input {
         self.latency
     }
 
+    /// What the agent takes, while it is there.
+    pub(in crate::bus) fn capabilities(&self) -> Option<InputCapabilities> {
+        *self.port.capabilities().borrow()
+    }
+
     /// Sends what is at the front of the queue, and takes it off when it was sent.
     fn send_front(&mut self, at: Moment, waiting: &mut VecDeque<Item>, channel: &mut dyn Channel) -> Result<(), Full> {
         let serial = self.serial.wrapping_add(1);

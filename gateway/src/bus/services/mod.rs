@@ -16,14 +16,12 @@ use std::collections::BTreeMap;
 use std::time::{Instant, SystemTime};
 
 use enhanced_session::class::Class;
-use enhanced_session::class::shutdown::Action;
 use enhanced_session::endpoint::ChannelId;
 use enhanced_session::message::{Message, Txid};
 use enhanced_session::wire::Malformed;
 use vmm::Vm;
 
 use super::input_port::InputPort;
-use super::status::GuestStatus;
 
 pub use guest_info::{GuestDetails, InterfaceDetails, UserDetails};
 pub use heartbeat::Health;
@@ -169,17 +167,6 @@ impl Services {
         self.time_sync.resumed(at);
     }
 
-    /// All that the guest says of itself.
-    pub(super) fn guest(&self, now: Instant) -> GuestStatus {
-        GuestStatus {
-            details: self.guest_info.details(now),
-            health: self.heartbeat.health(now),
-            clock: self.time_sync.clock(),
-            memory: self.memory.report().map(|(report, _)| report),
-            going_down: self.shutdown.going().map(|action| words(action).to_owned()),
-        }
-    }
-
     fn service(&mut self, class: Class) -> Option<&mut dyn Service> {
         Some(match class {
             Class::Heartbeat => &mut self.heartbeat,
@@ -190,13 +177,5 @@ impl Services {
             Class::Input => &mut self.input,
             _ => return None,
         })
-    }
-}
-
-const fn words(action: Action) -> &'static str {
-    match action {
-        Action::PowerOff => "power off",
-        Action::Reboot => "reboot",
-        Action::Hibernate => "hibernate",
     }
 }
