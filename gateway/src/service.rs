@@ -28,6 +28,8 @@ use crate::users::Users;
 
 /// How long clients may take to hear why their session ends.
 const FAREWELL: Duration = Duration::from_secs(3);
+/// How long jobs may take to stop and clear up.
+const LAST_JOBS: Duration = Duration::from_secs(10);
 /// How long answers that are under way may take.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
@@ -140,6 +142,9 @@ impl Service {
         session.door.close();
         if timeout(FAREWELL, session.sessions.all_ended()).await.is_err() {
             warn!(sessions = session.sessions.list().len(), "sessions did not end in time");
+        }
+        if timeout(LAST_JOBS, session.host.jobs().stop()).await.is_err() {
+            warn!("jobs did not end in time");
         }
         if timeout(LAST_ANSWERS, self.api).await.is_err() {
             warn!("requests did not end in time");

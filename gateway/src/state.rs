@@ -5,6 +5,7 @@
 //! | `fanlight.toml` | configuration, written by the administrator |
 //! | `vms/NAME.toml` | one definition per VM |
 //! | `run/UUID/` | runtime files of one VM: sockets, logs |
+//! | `jobs/NUMBER.json` | one long job, running or ended |
 //! | `users.toml` | users, mode 0600 |
 //! | `tls/cert.pem`, `tls/key.pem` | the certificate made on first start |
 //! | `api.sock` | the HTTP API, for the folder's owner and root |

@@ -13,7 +13,9 @@ use uuid::Uuid;
 
 use crate::accelerator::{self, AcceleratorReport};
 use crate::definition::{Definition, DefinitionError, InvalidDefinition, replace_file};
+use crate::disks::Disks;
 use crate::engine::Version;
+use crate::jobs::{Jobs, JobsError};
 use crate::lifecycle::RequestError;
 use crate::vm::Vm;
 
@@ -24,6 +26,8 @@ pub struct HostConfig {
     pub definitions: PathBuf,
     /// The folder of the runtime facts, one folder per VM.
     pub runtime: PathBuf,
+    /// The folder of the jobs, one file per job.
+    pub jobs: PathBuf,
     /// The QEMU to run; `qemu-system-x86_64` on the path when none is named.
     pub qemu: Option<PathBuf>,
     /// How long things may take.
@@ -54,6 +58,7 @@ pub struct Deadlines {
 pub struct Host {
     shared: Arc<HostShared>,
     machines: Arc<Machines>,
+    jobs: Jobs,
 }
 
 /// What the drivers of all VMs share.
@@ -101,13 +106,18 @@ pub enum HostError {
     /// The VM refused.
     #[error(transparent)]
     Request(#[from] RequestError),
+    /// The jobs cannot be read.
+    #[error(transparent)]
+    Jobs(#[from] JobsError),
 }
 
 impl HostConfig {
-    /// A host with its definitions in `definitions` and its runtime facts in `runtime`.
+    /// A host with its definitions in `definitions`, its runtime facts in `runtime`, and its jobs beside the former.
     #[must_use]
     pub fn new(definitions: impl Into<PathBuf>, runtime: impl Into<PathBuf>) -> Self {
-        Self { definitions: definitions.into(), runtime: runtime.into(), qemu: None, deadlines: Deadlines::default() }
+        let definitions = definitions.into();
+        let jobs = definitions.with_file_name("jobs");
+        Self { definitions, runtime: runtime.into(), jobs, qemu: None, deadlines: Deadlines::default() }
     }
 }
 
@@ -126,7 +136,7 @@ impl Default for Deadlines {
 }
 
 impl Host {
-    /// Reads the definitions and takes back each QEMU that still runs.
+    /// Reads the definitions, takes back each QEMU that still runs, and clears up after jobs that were interrupted.
     ///
     /// A definition that cannot be read is kept among the [`problems`](Self::problems) and stops nothing else.
     ///
@@ -142,8 +152,9 @@ impl Host {
         let files = definition_files(&config.definitions)
             .map_err(|error| HostError::Io { path: config.definitions.clone(), error })?;
         let qemu = config.qemu.clone().unwrap_or_else(|| "qemu-system-x86_64".into());
+        let jobs = Jobs::open(&config.jobs)?;
         let shared = Arc::new(HostShared { config, qemu, probed: OnceCell::new(), version: OnceCell::new() });
-        let host = Self { shared, machines: Arc::default() };
+        let host = Self { shared, machines: Arc::default(), jobs };
         let mut waits = Vec::new();
         for file in files {
             match host.load(&file) {
@@ -158,7 +169,20 @@ impl Host {
             // A driver that ended can only have panicked; its VM says so when it is asked.
             let _ = wait.await;
         }
+        host.jobs.interrupt_orphans().await;
         Ok(host)
+    }
+
+    /// What takes minutes.
+    #[must_use]
+    pub fn jobs(&self) -> &Jobs {
+        &self.jobs
+    }
+
+    /// The disk images.
+    #[must_use]
+    pub fn disks(&self) -> Disks {
+        Disks::new(self.clone(), &self.shared.qemu)
     }
 
     /// All VMs, by name.

@@ -13,6 +13,8 @@
 //! * `memory`: how much memory each guest has,
 //! * `engine`: QEMU's command line as a value, its process, its monitor protocol,
 //! * `accelerator`: whether KVM really works here,
+//! * `disks`: images that no VM has to run for: made, described, converted, resized,
+//! * `jobs`: what takes minutes: progress, cancelling, and what a killed gateway left,
 //! * `display`: pictures and cursors out of QEMU, keys and pointers into it,
 //! * `bus`: the port and the memory by which the agent in the guest is reached.
 //!
@@ -21,11 +23,13 @@
 mod accelerator;
 mod bus;
 mod definition;
+mod disks;
 mod display;
 mod engine;
 #[doc(hidden)]
 pub mod fuzz_oracle;
 mod host;
+mod jobs;
 mod lifecycle;
 pub mod memory;
 mod vm;
@@ -36,7 +40,12 @@ pub use definition::{
     Accelerator, BUS_MEMORY_MIB, Boot, Bus, Definition, DefinitionError, Disk, DiskBus, DiskFormat, InvalidDefinition,
     MONITORS, Network, Provider, Session, VCPUS,
 };
+pub use disks::{
+    BackingFile, BackingImage, BlockDevice, Convert, DiskError, Disks, ImageInfo, ImageSnapshot, ImageUser, Layout,
+    Made, NewImage, NewSize, Preallocation, Resize, TreeNode,
+};
 pub use display::{Console, InputFull, Viewer};
 pub use host::{Deadlines, Host, HostConfig, HostError};
+pub use jobs::{Job, JobHandle, JobId, JobKind, JobState, Jobs, JobsError, NewJob, Progress, Unfinished};
 pub use lifecycle::{InvalidTag, Refusal, Request, RequestError, Snapshot, SnapshotTag, Status, VmState};
 pub use vm::Vm;

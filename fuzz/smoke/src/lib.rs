@@ -18,7 +18,7 @@ pub use mutate::Mutator;
 pub type Oracle = fn(&[u8]);
 
 /// Every fuzz target and its oracle. The names are those of `fuzz/fuzz_targets` and `fuzz/seeds`.
-pub const TARGETS: [(&str, Oracle); 22] = [
+pub const TARGETS: [(&str, Oracle); 24] = [
     ("bus_classes", classes::fuzz_bus_classes),
     ("bus_control", bus::fuzz_bus_control),
     ("bus_guest", bus::fuzz_bus_guest),
@@ -34,6 +34,8 @@ pub const TARGETS: [(&str, Oracle); 22] = [
     ("first_bytes", rdp::fuzz_first_bytes),
     ("framing", rdp::fuzz_framing),
     ("graphics", rdp::fuzz_gfx_client_message),
+    ("hyperv_image", vm::fuzz_hyperv_image),
+    ("image_info", vm::fuzz_image_info),
     ("input", rdp::fuzz_input),
     ("login", rdp::fuzz_login),
     ("ntlm", rdp::fuzz_ntlm),

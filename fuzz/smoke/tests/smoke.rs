@@ -85,6 +85,8 @@ smoke!(
     first_bytes,
     framing,
     graphics,
+    hyperv_image,
+    image_info,
     input,
     login,
     ntlm,

@@ -1,26 +1,103 @@
-//! Disk images that are created together with a VM, and removed again when the VM cannot be.
+//! Disk images over the API, and those that are created together with a VM.
 
-use std::fs::OpenOptions;
-use std::io;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use tokio::process::Command;
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::Deserialize;
+use tracing::info;
+use vmm::{BlockDevice, Convert, DiskFormat, Disks, ImageInfo, Job, Made, NewImage, Preallocation, Resize, TreeNode};
 
-use super::model::NewDisk;
+use super::ApiContext;
+use super::error::{Answer, Body, Query};
 use crate::problem::{Code, Problem};
+
+/// Which image.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Which {
+    path: PathBuf,
+    #[serde(default)]
+    format: Option<DiskFormat>,
+}
+
+/// Which images.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Where {
+    #[serde(default)]
+    folder: Option<PathBuf>,
+}
+
+pub(super) async fn create(
+    State(context): State<Arc<ApiContext>>,
+    Body(image): Body<NewImage>,
+) -> Answer<(StatusCode, Json<Made>)> {
+    let path = image.path.clone();
+    let made = context.session.host.disks().create(image).await?;
+    info!(path = %path.display(), "disk created");
+    Ok((status(&made, StatusCode::CREATED), Json(made)))
+}
+
+pub(super) async fn show(
+    State(context): State<Arc<ApiContext>>,
+    Query(which): Query<Which>,
+) -> Answer<Json<ImageInfo>> {
+    Ok(Json(context.session.host.disks().info(&which.path, which.format).await?))
+}
+
+pub(super) async fn delete(State(context): State<Arc<ApiContext>>, Query(which): Query<Which>) -> Answer<StatusCode> {
+    context.session.host.disks().delete(&which.path).await?;
+    info!(path = %which.path.display(), "disk deleted");
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn convert(
+    State(context): State<Arc<ApiContext>>,
+    Body(request): Body<Convert>,
+) -> Answer<(StatusCode, Json<Job>)> {
+    Ok((StatusCode::ACCEPTED, Json(context.session.host.disks().convert(request).await?)))
+}
+
+pub(super) async fn resize(
+    State(context): State<Arc<ApiContext>>,
+    Body(request): Body<Resize>,
+) -> Answer<(StatusCode, Json<Made>)> {
+    let made = context.session.host.disks().resize(request).await?;
+    Ok((status(&made, StatusCode::OK), Json(made)))
+}
+
+pub(super) async fn tree(
+    State(context): State<Arc<ApiContext>>,
+    Query(place): Query<Where>,
+) -> Answer<Json<Vec<TreeNode>>> {
+    Ok(Json(context.session.host.disks().tree(place.folder.as_slice()).await?))
+}
+
+pub(super) async fn devices(State(context): State<Arc<ApiContext>>) -> Answer<Json<Vec<BlockDevice>>> {
+    Ok(Json(context.session.host.disks().devices()?))
+}
+
+fn status(made: &Made, done: StatusCode) -> StatusCode {
+    if matches!(made, Made::Image(_)) { done } else { StatusCode::ACCEPTED }
+}
 
 /// Images that were just created; dropping them without [`keep`](Self::keep) removes them.
 pub(super) struct NewDisks(Vec<PathBuf>);
 
 impl NewDisks {
-    pub(super) async fn create(disks: Vec<NewDisk>) -> Result<Self, Problem> {
+    pub(super) async fn create(disks: &Disks, images: Vec<NewImage>) -> Result<Self, Problem> {
         let mut created = Self(Vec::new());
-        for disk in disks {
-            claim(&disk.path)?;
-            created.0.push(disk.path.clone());
-            if disk.format == "raw" { stretch(&disk)? } else { format(&disk).await? }
+        for image in images {
+            if image.preallocation != Preallocation::Off {
+                return Err(Problem::new(Code::Invalid, "space is not reserved while a VM is created")
+                    .hint("create the disk first, with `fanlight disk create`, and leave `size=` out"));
+            }
+            let path = image.path.clone();
+            disks.create(image).await?;
+            created.0.push(path);
         }
         Ok(created)
     }
@@ -34,76 +111,52 @@ impl NewDisks {
 impl Drop for NewDisks {
     fn drop(&mut self) {
         for path in &self.0 {
+            // They were made a moment ago, and nothing is in them.
             let _ = std::fs::remove_file(path);
         }
     }
 }
 
-/// Creates the empty file, which fails when there is one: nothing is overwritten.
-fn claim(path: &Path) -> Result<(), Problem> {
-    if !path.is_absolute() {
-        return Err(Problem::new(Code::Invalid, format!("{} is not an absolute path", path.display())));
-    }
-    let created = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    created.map(drop).map_err(|error| {
-        let code = if error.kind() == io::ErrorKind::AlreadyExists { Code::Conflict } else { Code::Internal };
-        let problem = Problem::new(code, format!("cannot create {}: {error}", path.display()));
-        if code == Code::Conflict { problem.hint("leave `size=` out to use the image that is there") } else { problem }
-    })
-}
-
-fn stretch(disk: &NewDisk) -> Result<(), Problem> {
-    let stretched = OpenOptions::new().write(true).open(&disk.path).and_then(|file| file.set_len(disk.size));
-    stretched.map_err(|error| failed(disk, &error))
-}
-
-async fn format(disk: &NewDisk) -> Result<(), Problem> {
-    // The names differ only for the format of Virtual PC.
-    let format = if disk.format == "vhd" { "vpc" } else { &disk.format };
-    let output = Command::new("qemu-img")
-        .args(["create", "-q", "-f", format])
-        .arg(&disk.path)
-        .arg(disk.size.to_string())
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output()
-        .await;
-    match output {
-        Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => Err(failed(disk, &String::from_utf8_lossy(&output.stderr).trim())),
-        Err(error) => Err(failed(disk, &format_args!("qemu-img: {error}"))
-            .hint("`apt-get install qemu-utils`, or use format=raw, which needs no program")),
-    }
-}
-
-fn failed(disk: &NewDisk, reason: &dyn std::fmt::Display) -> Problem {
-    Problem::new(Code::Internal, format!("cannot create {}: {reason}", disk.path.display()))
-}
-
 #[cfg(test)]
 mod tests {
+    use vmm::{Host, HostConfig, Layout};
+
     use super::*;
     use crate::testing::TempFolder;
 
-    fn disk(folder: &TempFolder, name: &str) -> NewDisk {
-        NewDisk { path: folder.path().join(name), size: 1 << 20, format: "raw".to_owned() }
+    fn image(folder: &TempFolder, name: &str) -> NewImage {
+        NewImage {
+            path: folder.path().join(name),
+            size: Some(1 << 20),
+            format: Some(DiskFormat::Raw),
+            layout: Layout::Dynamic,
+            backing: None,
+            preallocation: Preallocation::Off,
+        }
+    }
+
+    async fn disks(folder: &TempFolder) -> Disks {
+        let config = HostConfig::new(folder.path().join("state/vms"), folder.path().join("state/run"));
+        Host::open(config).await.unwrap().disks()
     }
 
     #[tokio::test]
     async fn images_that_are_not_kept_are_gone() {
         let folder = TempFolder::new("disks");
-        drop(NewDisks::create(vec![disk(&folder, "a.img")]).await);
+        let disks = disks(&folder).await;
+        drop(NewDisks::create(&disks, vec![image(&folder, "a.img")]).await);
         assert!(!folder.path().join("a.img").exists());
-        NewDisks::create(vec![disk(&folder, "a.img")]).await.ok().unwrap().keep();
+        NewDisks::create(&disks, vec![image(&folder, "a.img")]).await.ok().unwrap().keep();
         assert_eq!(std::fs::metadata(folder.path().join("a.img")).unwrap().len(), 1 << 20);
     }
 
     #[tokio::test]
     async fn an_image_that_is_there_is_never_touched() {
         let folder = TempFolder::new("there");
+        let disks = disks(&folder).await;
         std::fs::write(folder.path().join("b.img"), "precious").unwrap();
-        let both = vec![disk(&folder, "a.img"), disk(&folder, "b.img")];
-        assert_eq!(NewDisks::create(both).await.err().unwrap().code, Code::Conflict);
+        let both = vec![image(&folder, "a.img"), image(&folder, "b.img")];
+        assert_eq!(NewDisks::create(&disks, both).await.err().unwrap().code, Code::Conflict);
         assert_eq!(std::fs::read(folder.path().join("b.img")).unwrap(), b"precious");
         assert!(!folder.path().join("a.img").exists(), "what was created before is removed");
     }

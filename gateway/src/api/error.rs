@@ -1,13 +1,15 @@
 //! Problems as answers.
 
+use std::io;
+
 use axum::Json;
-use axum::extract::rejection::{JsonRejection, PathRejection};
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
-use vmm::{HostError, RequestError};
+use vmm::{DiskError, HostError, JobsError, RequestError};
 
 use crate::problem::{Code, ErrorBody, Problem};
 
@@ -19,6 +21,9 @@ pub(super) struct Body<T>(pub(super) T);
 
 /// A part of the path; likewise.
 pub(super) struct Part<T>(pub(super) T);
+
+/// What follows the `?`; likewise.
+pub(super) struct Query<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Problem;
@@ -34,6 +39,15 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Part<T>
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let Path(value) = Path::from_request_parts(parts, state).await?;
+        Ok(Self(value))
+    }
+}
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let axum::extract::Query(value) = axum::extract::Query::from_request_parts(parts, state).await?;
         Ok(Self(value))
     }
 }
@@ -57,6 +71,12 @@ impl From<PathRejection> for Problem {
     }
 }
 
+impl From<QueryRejection> for Problem {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::new(Code::Invalid, rejection.body_text())
+    }
+}
+
 impl From<RequestError> for Problem {
     fn from(error: RequestError) -> Self {
         let code = match &error {
@@ -71,12 +91,44 @@ impl From<HostError> for Problem {
     fn from(error: HostError) -> Self {
         let code = match error {
             HostError::Request(error) => return error.into(),
+            HostError::Jobs(error) => return error.into(),
             HostError::Io { .. } => Code::Internal,
             HostError::Invalid(_) => Code::Invalid,
             HostError::Taken { .. } => Code::Conflict,
             HostError::Unknown(_) => Code::NotFound,
         };
         Self::new(code, error)
+    }
+}
+
+impl From<JobsError> for Problem {
+    fn from(error: JobsError) -> Self {
+        let (code, hint) = match &error {
+            JobsError::Io { .. } => (Code::Internal, None),
+            JobsError::Unknown(_) => (Code::NotFound, Some("`fanlight job list` names them")),
+            JobsError::TooMany | JobsError::NotCancelled { .. } => (Code::Conflict, None),
+        };
+        Self { hint: hint.map(Into::into), ..Self::new(code, error) }
+    }
+}
+
+impl From<DiskError> for Problem {
+    fn from(error: DiskError) -> Self {
+        let (code, hint) = match error {
+            DiskError::Jobs(error) => return error.into(),
+            DiskError::Invalid(_) => (Code::Invalid, None),
+            DiskError::UnclearFormat { .. } => (Code::Invalid, Some("say it with --format or --source-format")),
+            DiskError::Exists(_) => (Code::Conflict, Some("choose another name")),
+            DiskError::InUse { .. } | DiskError::Needed { .. } => (Code::Conflict, None),
+            DiskError::Unreadable { ref error, .. } => match error.kind() {
+                io::ErrorKind::NotFound => (Code::NotFound, None),
+                io::ErrorKind::PermissionDenied => (Code::Forbidden, None),
+                _ => (Code::Internal, None),
+            },
+            DiskError::NoProgram { .. } => (Code::Internal, Some("`apt-get install qemu-utils`")),
+            DiskError::NoSpace { .. } | DiskError::Unwritable { .. } | DiskError::Refused(_) => (Code::Internal, None),
+        };
+        Self { hint: hint.map(Into::into), ..Self::new(code, error) }
     }
 }
 

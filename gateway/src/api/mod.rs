@@ -13,6 +13,11 @@
 //! | `GET /v1/vms/{vm}/guest`, `POST /v1/vms/{vm}/guest/ping` | what its agent says; whether it answers |
 //! | `GET`, `POST /v1/users` | list, add |
 //! | `DELETE /v1/users/{user}` | remove |
+//! | `GET`, `POST`, `DELETE /v1/disks` | describe (`?path=`), create, delete (`?path=`) a disk image |
+//! | `POST /v1/disks/{request}` | `convert`, `resize` |
+//! | `GET /v1/disks/tree`, `devices` | which image stands on which (`?folder=`); the host's block devices |
+//! | `GET /v1/jobs`, `GET /v1/jobs/{id}` | long jobs; one, when it is past a revision (`?after=N&wait=SECONDS`) |
+//! | `DELETE /v1/jobs/{id}` | cancel one |
 //! | `GET /v1/sessions`, `DELETE /v1/sessions/{id}` | list, end |
 //!
 //! Bodies are JSON (`model`). An answer that is not a success is `{"error": {"code", "message", "hint"}}`.
@@ -21,6 +26,7 @@ pub mod client;
 mod disks;
 mod error;
 mod guest;
+mod jobs;
 pub mod model;
 mod service;
 mod socket;
@@ -71,6 +77,13 @@ pub fn router(context: Arc<ApiContext>) -> Router {
         .route("/v1/vms/{vm}/guest", get(guest::show))
         .route("/v1/vms/{vm}/guest/ping", post(guest::ping))
         .route("/v1/vms/{vm}/{request}", post(vms::request))
+        .route("/v1/disks", get(disks::show).post(disks::create).delete(disks::delete))
+        .route("/v1/disks/convert", post(disks::convert))
+        .route("/v1/disks/resize", post(disks::resize))
+        .route("/v1/disks/tree", get(disks::tree))
+        .route("/v1/disks/devices", get(disks::devices))
+        .route("/v1/jobs", get(jobs::list))
+        .route("/v1/jobs/{id}", get(jobs::show).delete(jobs::cancel))
         .route("/v1/users", get(users::list).post(users::add))
         .route("/v1/users/{user}", delete(users::remove))
         .route("/v1/sessions", get(service::sessions))

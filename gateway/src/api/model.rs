@@ -1,8 +1,7 @@
 //! The JSON bodies of the API, for both ends.
 
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
+use vmm::NewImage;
 use zeroize::Zeroizing;
 
 use crate::bus::BusStatus;
@@ -66,19 +65,7 @@ pub struct CreateVm {
     pub file: Option<String>,
     /// Disk images to create with it.
     #[serde(default)]
-    pub disks: Vec<NewDisk>,
-}
-
-/// A disk image to create.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NewDisk {
-    /// Where; nothing may be there yet.
-    pub path: PathBuf,
-    /// How large the guest sees it, in bytes.
-    pub size: u64,
-    /// `raw`, `qcow2`, `vhd`, `vhdx` or `vmdk`.
-    pub format: String,
+    pub disks: Vec<NewImage>,
 }
 
 /// A user as lists have it.

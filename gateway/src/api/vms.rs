@@ -34,7 +34,7 @@ pub(super) async fn create(
     if context.session.host.find(&definition.name).is_some() {
         return Err(Problem::new(Code::Conflict, format!("a VM `{}` exists already", definition.name)));
     }
-    let disks = NewDisks::create(request.disks).await?;
+    let disks = NewDisks::create(&context.session.host.disks(), request.disks).await?;
     let vm = context.session.host.create(definition).await?;
     disks.keep();
     // Its agent is listened for from now on.

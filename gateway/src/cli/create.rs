@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
-use vmm::{Accelerator, Boot, Definition, Disk, DiskBus, DiskFormat, Network};
+use vmm::{Accelerator, Boot, Definition, Disk, DiskBus, DiskFormat, Layout, Network, NewImage, Preallocation};
 
 use super::Context;
-use crate::api::model::{CreateVm, NewDisk, VmInfo};
+use super::size::parse_size;
+use crate::api::model::{CreateVm, VmInfo};
 use crate::problem::{Code, Problem};
 
 /// Create a VM, from options or from a definition file
@@ -112,14 +113,20 @@ fn cdrom(path: PathBuf) -> Disk {
 }
 
 /// The service has another working folder.
-fn absolute(path: PathBuf) -> PathBuf {
+pub(super) fn absolute(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
 }
 
 impl DiskOption {
-    fn new_disk(&self) -> Option<NewDisk> {
-        let format = serde_json::to_value(self.disk.format).ok()?.as_str()?.to_owned();
-        Some(NewDisk { path: self.disk.path.clone(), size: self.size?, format })
+    fn new_disk(&self) -> Option<NewImage> {
+        Some(NewImage {
+            path: self.disk.path.clone(),
+            size: Some(self.size?),
+            format: Some(self.disk.format),
+            layout: Layout::Dynamic,
+            backing: None,
+            preallocation: Preallocation::Off,
+        })
     }
 }
 
@@ -137,47 +144,18 @@ fn parse_disk(text: &str) -> Result<DiskOption, String> {
         }
     }
     let path = absolute(path.ok_or("a disk needs path=FILE")?);
-    let format = format.or_else(|| format_of(&path)).unwrap_or(DiskFormat::Raw);
+    let format = format.or_else(|| DiskFormat::of_name(&path)).unwrap_or(DiskFormat::Raw);
     Ok(DiskOption { disk: Disk { path, format, bus, readonly, cdrom: false }, size })
 }
 
-/// The format that the file's name tells.
-fn format_of(path: &Path) -> Option<DiskFormat> {
-    word(&path.extension()?.to_str()?.to_ascii_lowercase()).ok()
-}
-
 /// A value by the word that stands for it in definition files.
-fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+pub(super) fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_value(text.into()).map_err(|error| error.to_string())
-}
-
-/// `512M`, `20G`, `1T`, or bytes; the units are powers of 1024.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let (number, shift) =
-        match text.trim_end_matches('B').split_at_checked(text.trim_end_matches('B').len().saturating_sub(1)) {
-            Some((number, "K" | "k")) => (number, 10),
-            Some((number, "M" | "m")) => (number, 20),
-            Some((number, "G" | "g")) => (number, 30),
-            Some((number, "T" | "t")) => (number, 40),
-            _ => (text, 0),
-        };
-    let size = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift)).filter(|size| *size > 0);
-    size.ok_or_else(|| format!("`{text}` is not a size: write 512M, 20G, 1T or bytes"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_are_read_with_their_units() {
-        assert_eq!(parse_size("20G"), Ok(20 << 30));
-        assert_eq!(parse_size("512MB"), Ok(512 << 20));
-        assert_eq!(parse_size("4096"), Ok(4096));
-        for text in ["", "G", "-1G", "0", "1.5G", "99999999999999T"] {
-            assert!(parse_size(text).is_err(), "{text:?}");
-        }
-    }
 
     #[test]
     fn disks_are_read_as_virt_install_writes_them() {

@@ -3,12 +3,16 @@
 mod bus;
 mod create;
 mod demo;
+mod disk;
 mod doctor;
 mod guest;
+mod job;
 mod output;
+mod progress;
 mod rdp_file;
 mod serve;
 mod session;
+mod size;
 mod status;
 mod user;
 mod vm;
@@ -38,10 +42,11 @@ Exit codes:
   0  done
   1  failed
   2  the command line, a configuration or a definition makes no sense
-  3  there is no such VM, user or session
+  3  there is no such VM, disk, job, user or session
   4  not possible in this state, or the name is taken
   5  no service runs on this state folder
-  6  not permitted";
+  6  not permitted
+  130  interrupted while it waited for a job, which goes on";
 
 /// A remote desktop gateway for virtual machines.
 ///
@@ -78,6 +83,12 @@ enum Command {
     /// Ask the agent in a guest
     #[command(subcommand)]
     Guest(guest::Guest),
+    /// Create, describe, convert, resize and delete disk images
+    #[command(subcommand)]
+    Disk(disk::Disk),
+    /// Watch and cancel what takes minutes
+    #[command(subcommand)]
+    Job(job::JobCommand),
     /// Add, list and remove users
     #[command(subcommand)]
     User(user::User),
@@ -136,6 +147,8 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode, Problem> {
         Command::Status(status) => small_runtime()?.block_on(status.run(&context)),
         Command::Vm(vm) => small_runtime()?.block_on(vm.run(&context)),
         Command::Guest(guest) => small_runtime()?.block_on(guest.run(&context)),
+        Command::Disk(disk) => small_runtime()?.block_on(disk.run(&context)),
+        Command::Job(job) => small_runtime()?.block_on(job.run(&context)),
         Command::User(user) => small_runtime()?.block_on(user.run(&context)),
         Command::Session(session) => small_runtime()?.block_on(session.run(&context)),
         Command::RdpFile(rdp_file) => small_runtime()?.block_on(rdp_file.run(&context)),

@@ -118,6 +118,21 @@ pub(super) fn duration(seconds: u64) -> String {
     }
 }
 
+/// `512 bytes`, `1.3 GiB`: what a person wants to know of a size.
+pub(super) fn bytes(number: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let fits = |(index, _): &(usize, &&str)| number >> (10 * (index + 1)) > 0;
+    let Some((index, unit)) = units.iter().enumerate().take_while(fits).last() else {
+        return format!("{number} bytes");
+    };
+    let tenths = (u128::from(number) * 10) >> (10 * (index + 1));
+    if tenths >= 1000 || tenths % 10 == 0 {
+        format!("{} {unit}", tenths / 10)
+    } else {
+        format!("{}.{} {unit}", tenths / 10, tenths % 10)
+    }
+}
+
 fn table(header: &[&str], rows: &[Vec<Cell>], colours: bool) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.text.chars().count());
@@ -176,6 +191,23 @@ mod tests {
         let rows = vec![vec!["a".into(), Cell::coloured("running", Colour::Green)], vec!["longer".into(), "x".into()]];
         assert_eq!(table(&["NAME", "STATE"], &rows, false), "NAME    STATE\na       running\nlonger  x");
         assert!(table(&["NAME", "STATE"], &rows, true).contains("a       \x1b[32mrunning\x1b[0m"));
+    }
+
+    #[test]
+    fn sizes_have_one_decimal_where_it_says_something() {
+        let cases = [
+            (0, "0 bytes"),
+            (1023, "1023 bytes"),
+            (1024, "1 KiB"),
+            (1536, "1.5 KiB"),
+            (20 << 30, "20 GiB"),
+            (1_288_490_188, "1.1 GiB"),
+            (127 << 20, "127 MiB"),
+            (u64::MAX, "15.9 EiB"),
+        ];
+        for (number, text) in cases {
+            assert_eq!(bytes(number), text);
+        }
     }
 
     #[test]

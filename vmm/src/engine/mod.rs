@@ -20,5 +20,5 @@ pub(crate) use process::{BUS_MEMORY_FD, Exit, Inherited, Process};
 #[cfg(test)]
 pub(crate) use qmp::tests::obliging_qemu;
 pub(crate) use qmp::{Event, Qmp, QmpError};
-pub(crate) use runtime_folder::{Leftover, RuntimeFolder};
+pub(crate) use runtime_folder::{Leftover, ProcessStamp, RuntimeFolder, boot_id};
 pub(crate) use version::Version;

@@ -4,6 +4,7 @@
 //! environment, as `./x test` sets it.
 
 mod bus;
+mod disks;
 mod display;
 mod failures;
 mod kit;

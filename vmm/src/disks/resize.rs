@@ -1,0 +1,135 @@
+//! Making an image larger or smaller.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::convert::{check_chain, require_space};
+use super::create::{MAX_SIZE, layout_options, round_up};
+use super::output::Output;
+use super::{DiskError, Disks, ImageInfo, Made, absolute, real};
+use crate::definition::DiskFormat;
+use crate::jobs::{Job, JobHandle, JobKind, NewJob, Unfinished};
+
+/// An image to make larger or smaller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resize {
+    /// The image; nobody may have it open.
+    pub path: PathBuf,
+    /// How it is laid out; none means what its VM or its name tells.
+    #[serde(default)]
+    pub format: Option<DiskFormat>,
+    /// How large it shall be.
+    pub size: NewSize,
+    /// Whether what lies beyond the end of a smaller image may be lost.
+    #[serde(default)]
+    pub shrink: bool,
+}
+
+/// How large an image shall be, in bytes, rounded up to whole sectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NewSize {
+    /// So large.
+    To(u64),
+    /// Larger by that.
+    By(u64),
+}
+
+impl Disks {
+    /// Makes an image larger, or smaller where that is asked for by name. A VHD or VHDX is copied for that, as a job.
+    ///
+    /// # Errors
+    ///
+    /// When somebody has it open, something stands on it, it would become smaller and nobody asked for that, or it
+    /// cannot be written.
+    pub async fn resize(&self, request: Resize) -> Result<Made, DiskError> {
+        absolute(&request.path)?;
+        let path = real(&request.path)?;
+        let image = self.info(&path, request.format).await?;
+        let size = request.size.of(&image)?;
+        if size < image.size && !request.shrink {
+            let (now, lost) = (image.size, image.size - size);
+            return Err(DiskError::invalid(format!(
+                "{} has {now} bytes: to make it smaller loses the last {lost}, and is done only when asked for by name",
+                path.display()
+            )));
+        }
+        self.unused(&path)?;
+        let folder = path.parent().map(std::path::Path::to_path_buf);
+        if let Some(by) = self.chains(folder.as_slice()).await?.stood_on(&path) {
+            return Err(DiskError::Needed { path, by });
+        }
+        match image.format {
+            DiskFormat::Raw | DiskFormat::Qcow2 => self.resize_in_place(&image, size).await,
+            DiskFormat::Vhd | DiskFormat::Vhdx if size >= image.size => {
+                self.resize_by_copy(image, size).await.map(|job| Made::Job(Box::new(job)))
+            }
+            format => {
+                Err(DiskError::invalid(format!("{} images cannot be made smaller or larger here", format.word())))
+            }
+        }
+    }
+
+    async fn resize_in_place(&self, image: &ImageInfo, size: u64) -> Result<Made, DiskError> {
+        let mut arguments: Vec<OsString> = ["resize", "-q", "-f", image.format.driver()].map(Into::into).into();
+        if size < image.size {
+            arguments.push("--shrink".into());
+        }
+        arguments.extend(["--".into(), (&image.path).into(), size.to_string().into()]);
+        self.program.ask(arguments).await?;
+        Ok(Made::Image(Box::new(self.info(&image.path, Some(image.format)).await?)))
+    }
+
+    /// QEMU cannot stretch these: a larger one is made, and takes the place of the one that is there.
+    async fn resize_by_copy(&self, image: ImageInfo, size: u64) -> Result<Job, DiskError> {
+        check_chain(&image)?;
+        require_space(&image.path, self.bytes_in(&image).await?)?;
+        let output = Output::replace(&image.path)?;
+        let target = format!("{} to {size} bytes", image.path.display());
+        let new = NewJob { kind: JobKind::DiskResize, target, vm: None };
+        let disks = self.clone();
+        let job = self.host.jobs().spawn(new, |job| async move { disks.copy_larger(&image, size, output, &job).await });
+        Ok(job.await?)
+    }
+
+    async fn copy_larger(
+        &self,
+        image: &ImageInfo,
+        size: u64,
+        output: Output,
+        job: &JobHandle,
+    ) -> Result<Option<serde_json::Value>, Unfinished> {
+        job.step("copying");
+        let driver = image.format.driver();
+        let mut create: Vec<OsString> = ["create", "-q", "-f", driver].map(Into::into).into();
+        for option in layout_options(image.format, image.layout.unwrap_or_default()) {
+            create.extend(["-o".into(), option.into()]);
+        }
+        create.extend(["--".into(), output.path().into(), size.to_string().into()]);
+        self.program.ask(create).await.map_err(|error| Unfinished::Failed(error.to_string()))?;
+        let words = ["convert", "-p", "-n", "-f", driver, "-O", driver, "--"];
+        let mut copy: Vec<OsString> = words.map(Into::into).into();
+        copy.extend([(&image.path).into(), output.path().into()]);
+        self.copy(copy, image.size, &output, job).await?;
+        // Whoever opened it meanwhile would write to a file without a name.
+        self.unused(&image.path).map_err(|error| Unfinished::Failed(error.to_string()))?;
+        self.finish(output, image.format, job).await
+    }
+}
+
+impl NewSize {
+    fn of(self, image: &ImageInfo) -> Result<u64, DiskError> {
+        let size = match self {
+            Self::To(size) => size,
+            Self::By(more) => image.size.saturating_add(more),
+        };
+        match round_up(size) {
+            0 => Err(DiskError::invalid("the size cannot be 0")),
+            size if size > MAX_SIZE => Err(DiskError::invalid(format!("images have {MAX_SIZE} bytes at most"))),
+            size => Ok(size),
+        }
+    }
+}
