@@ -229,8 +229,9 @@ fn unloading_stops_everything_until_the_next_step() {
         assert_eq!(pair.guest.send(id, vec![]), Err(SendError::NotOpen));
         pair.run();
         let closed = Event::Closed { id, reason: Reason::ServiceGone };
-        assert_eq!(pair.take_guest_events(), [closed.clone(), Event::Unloaded]);
-        assert_eq!(pair.take_host_events(), [closed, Event::Disconnected(Disconnect::Unloaded)]);
+        let disconnected = Event::Disconnected(Disconnect::Unloaded);
+        assert_eq!(pair.take_guest_events(), [closed.clone(), disconnected.clone(), Event::Unloaded]);
+        assert_eq!(pair.take_host_events(), [closed, disconnected]);
         pair.pass(Duration::from_secs(60));
         assert_eq!((pair.take_host_events(), pair.take_guest_events()), (vec![], vec![]));
         // The next agent.

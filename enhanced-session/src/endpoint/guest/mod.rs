@@ -214,10 +214,11 @@ impl<M: SharedMemory> Guest<M> {
         }
     }
 
-    /// Stops using everything, before the program ends or is replaced: [`Event::Unloaded`] follows when the host knows.
+    /// Stops using everything, before the program ends or is replaced: [`Event::Disconnected`] follows, and
+    /// [`Event::Unloaded`] when the host knows.
     pub fn unload(&mut self) {
         if self.host.is_some() {
-            self.forget_host();
+            self.disconnect(Disconnect::Unloaded);
             self.end.link.send(&ControlMessage::Unload);
             self.phase = Phase::Unloading;
         }
