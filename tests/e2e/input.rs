@@ -18,7 +18,9 @@ journeys![
     every_character_can_be_typed_as_unicode,
     keys_that_a_lost_client_held_are_released,
     lock_keys_follow_the_client,
+    a_lost_client_leaves_no_key_to_virtual_hardware,
     buttons_and_wheel_reach_the_guest,
+    buttons_and_wheel_reach_virtual_hardware,
 ];
 
 /// Everything but the quotes around it.
@@ -42,29 +44,37 @@ fn type_everything(desk: &Desk<'_>, options: &[&str]) -> Result<()> {
 }
 
 fn keys_that_a_lost_client_held_are_released(world: &World) -> Result<()> {
-    world.on_guest(|desk| {
-        let lost = desk.connect().open()?;
-        let marker = new_word();
-        lost.type_text(&format!("echo {marker}"))?;
-        lost.press(keysym::SHIFT)?;
-        lost.press(u32::from('q'))?;
-        lost.wait_for_screen(font()?, "a key that repeats itself", |screen| typed_after(screen, &marker).len() > 2)?;
-        // Killed: it tells nobody that it goes.
-        drop(lost);
-        desk.gateway.wait_for_no_session_on(desk.guest.name())?;
-        let client = desk.connect().open()?;
-        client.wait_for_screen(font()?, &marker, |screen| screen.has(&marker))?;
-        let typed = typed_after(&client.screen(font()?)?, &marker);
-        stays_so(Duration::from_secs(2), || {
-            let now = typed_after(&client.screen(font()?)?, &marker);
-            ensure!(now == typed, "it was `{typed}`, now it is `{now}`");
-            Ok(())
-        })?;
-        // Neither key is pressed: what is typed now has no capitals.
-        client.type_text("\n")?;
-        echo_new_word(&client, desk.guest)?;
-        client.close()
-    })
+    // A key that the agent holds down repeats itself as often as the client says.
+    world.on_guest(|desk| lose_a_client_that_holds_keys(desk, 1))
+}
+
+fn a_lost_client_leaves_no_key_to_virtual_hardware(world: &World) -> Result<()> {
+    world.on_hardware(|desk| lose_a_client_that_holds_keys(desk, 3))
+}
+
+/// The letter that is held is seen `times`, at least, before the client is killed.
+fn lose_a_client_that_holds_keys(desk: &Desk<'_>, times: usize) -> Result<()> {
+    let lost = desk.connect().open()?;
+    let marker = new_word();
+    lost.type_text(&format!("echo {marker}"))?;
+    lost.press(keysym::SHIFT)?;
+    lost.press(u32::from('q'))?;
+    lost.wait_for_screen(font()?, "the key that is held", |screen| typed_after(screen, &marker).len() >= times)?;
+    // Killed: it tells nobody that it goes.
+    drop(lost);
+    desk.gateway.wait_for_no_session_on(desk.guest.name())?;
+    let client = desk.connect().open()?;
+    client.wait_for_screen(font()?, &marker, |screen| screen.has(&marker))?;
+    let typed = typed_after(&client.screen(font()?)?, &marker);
+    stays_so(Duration::from_secs(2), || {
+        let now = typed_after(&client.screen(font()?)?, &marker);
+        ensure!(now == typed, "it was `{typed}`, now it is `{now}`");
+        Ok(())
+    })?;
+    // Neither key is pressed: what is typed now has no capitals.
+    client.type_text("\n")?;
+    echo_new_word(&client, desk.guest)?;
+    client.close()
 }
 
 /// What stands behind `marker` in the last line that has it.
@@ -89,31 +99,42 @@ fn lock_keys_follow_the_client(world: &World) -> Result<()> {
     })
 }
 
-/// Reads the pointer's device: the time and the zeros after a value are left out.
-const SHOW_EVENTS: &str = "exec 3<$(grep -l Tablet /sys/class/input/event*/device/name | sed 's,/sys/class,/dev,;s,/device.*,,'); \
-     echo ready; while :; do dd bs=24 count=1 <&3 2>/dev/null | od -An -td2 -j16; done\n";
+/// Reads a pointer's device: the time and the zeros after a value are left out.
+const SHOW_EVENTS: &str = "while :; do dd bs=24 count=1 <&3 2>/dev/null | od -An -td2 -j16; done\n";
 
 fn buttons_and_wheel_reach_the_guest(world: &World) -> Result<()> {
     world.on_guest(|desk| {
-        let client = desk.connect().open()?;
-        client.type_text(SHOW_EVENTS)?;
-        client.wait_for_screen(font()?, "the device to be open", |screen| screen.has_line("ready"))?;
-        client.move_pointer(200, 300)?;
-        wait_for_event(&client, desk.guest, "a move", |[kind, _, _]| kind == 3)?;
-        // As in Linux's input-event-codes.h: keys are of type 1, relative axes of type 2; the wheel is axis 8.
-        for (button, event) in [
-            (Button::Left, [1, 0x110, 1]),
-            (Button::Right, [1, 0x111, 1]),
-            (Button::Middle, [1, 0x112, 0]),
-            (Button::WheelUp, [2, 8, 1]),
-            (Button::WheelDown, [2, 8, -1]),
-        ] {
-            client.click(button)?;
-            wait_for_event(&client, desk.guest, &format!("{button:?} to be {event:?}"), |seen| seen == event)?;
-        }
-        interrupt(&client)?;
-        client.close()
+        desk.guest.wait_for_agent()?;
+        buttons_and_wheel_are_those_of(desk, "Fanlight pointer")
     })
+}
+
+fn buttons_and_wheel_reach_virtual_hardware(world: &World) -> Result<()> {
+    world.on_hardware(|desk| buttons_and_wheel_are_those_of(desk, "QEMU Virtio Tablet"))
+}
+
+fn buttons_and_wheel_are_those_of(desk: &Desk<'_>, device: &str) -> Result<()> {
+    let client = desk.connect().open()?;
+    let open = format!(
+        "exec 3<$(grep -lx '{device}' /sys/class/input/event*/device/name | sed 's,/sys/class,/dev,;s,/device.*,,')"
+    );
+    client.type_text(&format!("{open}; echo ready; {SHOW_EVENTS}"))?;
+    client.wait_for_screen(font()?, "the device to be open", |screen| screen.has_line("ready"))?;
+    client.move_pointer(200, 300)?;
+    wait_for_event(&client, desk.guest, "a move", |[kind, _, _]| kind == 3)?;
+    // As in Linux's input-event-codes.h: keys are of type 1, relative axes of type 2; the wheel is axis 8.
+    for (button, event) in [
+        (Button::Left, [1, 0x110, 1]),
+        (Button::Right, [1, 0x111, 1]),
+        (Button::Middle, [1, 0x112, 0]),
+        (Button::WheelUp, [2, 8, 1]),
+        (Button::WheelDown, [2, 8, -1]),
+    ] {
+        client.click(button)?;
+        wait_for_event(&client, desk.guest, &format!("{button:?} to be {event:?}"), |seen| seen == event)?;
+    }
+    interrupt(&client)?;
+    client.close()
 }
 
 /// Waits until an event for which `is_it` holds is on the screen.

@@ -3,6 +3,7 @@
 //! One module per journey of a user, an administrator or an attacker. They run a few at a time and share one
 //! gateway with two booted guests where they can; what breaks things has its own.
 
+mod bus;
 mod command_line;
 mod demo;
 mod display;
@@ -20,6 +21,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     // Those that take longest come first, so that none is left alone at the end.
     let journeys = [
+        bus::journeys(),
         hostile::journeys(),
         lifecycle::journeys(),
         display::journeys(),

@@ -1,5 +1,6 @@
-//! What the journeys share: one gateway, one user, two guests that stay booted.
+//! What the journeys share: one gateway, one user, and guests that stay booted.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -8,14 +9,29 @@ use anyhow::{Result, anyhow};
 use fanlight_tests::client::{Client, Connect, SEEN};
 use fanlight_tests::environment::environment;
 use fanlight_tests::gateway::{Gateway, Person};
-use fanlight_tests::guest::{Guest, at_prompt};
+use fanlight_tests::guest::{Guest, Machine, at_prompt};
 use fanlight_tests::keys::keysym;
 use fanlight_tests::picture::{Likeness, Picture};
 use fanlight_tests::text::{Font, Screen};
 use fanlight_tests::wait::{Look, wait_until};
 
-/// The guests that are lent out.
-const NAMES: [&str; 2] = ["one", "two"];
+/// The guests that are lent out, each started when somebody wants it.
+const GUESTS: [(&str, Machine); 5] = [
+    ("one", USUAL),
+    ("two", USUAL),
+    ("rings", Machine { network: true, ..USUAL }),
+    (
+        "stream",
+        Machine { network: true, parameters: "fanlight.transport=stream", tables: "[session]\ninput = \"bus\"" },
+    ),
+    ("hardware", Machine { tables: "[bus]\nmemory = 0\n[session]\ninput = \"hardware\"", ..USUAL }),
+];
+const USUAL: Machine = Machine { network: false, tables: "", parameters: "" };
+/// Those that any journey may have.
+const USUAL_ONES: Range<usize> = 0..2;
+const RINGS: Range<usize> = 2..3;
+const STREAM: Range<usize> = 3..4;
+const HARDWARE: Range<usize> = 4..5;
 /// How often a command is typed, and how long it may take to be seen, before it counts as not typed.
 const TRIES: usize = 4;
 const ECHO: Duration = Duration::from_secs(10);
@@ -29,8 +45,8 @@ pub(crate) struct World {
 struct Place {
     gateway: Gateway,
     person: Person,
-    guests: [Guest; NAMES.len()],
-    lent: Mutex<[bool; NAMES.len()]>,
+    guests: Vec<Guest>,
+    lent: Mutex<[bool; GUESTS.len()]>,
     returned: Condvar,
 }
 
@@ -52,12 +68,27 @@ struct Loan<'a, const COUNT: usize> {
 impl World {
     /// Lends a booted guest. After a failure it is started anew for the next.
     pub(crate) fn on_guest(&self, go: impl FnOnce(&Desk<'_>) -> Result<()>) -> Result<()> {
-        self.place()?.lend(|[desk]| go(desk))
+        self.place()?.lend(USUAL_ONES, |[desk]| go(desk))
     }
 
     /// Lends two booted guests.
     pub(crate) fn on_two_guests(&self, go: impl FnOnce(&Desk<'_>, &Desk<'_>) -> Result<()>) -> Result<()> {
-        self.place()?.lend(|[first, second]| go(first, second))
+        self.place()?.lend(USUAL_ONES, |[first, second]| go(first, second))
+    }
+
+    /// Lends the guest with a network whose bus has rings. Its input takes the better way.
+    pub(crate) fn on_rings(&self, go: impl FnOnce(&Desk<'_>) -> Result<()>) -> Result<()> {
+        self.place()?.lend(RINGS, |[desk]| go(desk))
+    }
+
+    /// Lends the guest with a network whose agent uses the stream only. Its input takes the bus or none.
+    pub(crate) fn on_stream(&self, go: impl FnOnce(&Desk<'_>) -> Result<()>) -> Result<()> {
+        self.place()?.lend(STREAM, |[desk]| go(desk))
+    }
+
+    /// Lends the guest whose bus has no memory, and whose input takes virtual hardware only.
+    pub(crate) fn on_hardware(&self, go: impl FnOnce(&Desk<'_>) -> Result<()>) -> Result<()> {
+        self.place()?.lend(HARDWARE, |[desk]| go(desk))
     }
 
     fn place(&self) -> Result<&Place> {
@@ -70,12 +101,17 @@ impl Place {
     fn open() -> Result<Self> {
         let gateway = Gateway::start()?;
         let person = gateway.add_user("demo", "spoken-friend-7", None)?;
-        let [one, two] = NAMES.map(|name| gateway.create_guest(name));
-        Ok(Self { gateway, person, guests: [one?, two?], lent: Mutex::default(), returned: Condvar::new() })
+        let guests = GUESTS.iter().map(|(name, machine)| gateway.create_guest_on(name, *machine));
+        let guests = guests.collect::<Result<_>>()?;
+        Ok(Self { gateway, person, guests, lent: Mutex::default(), returned: Condvar::new() })
     }
 
-    fn lend<const COUNT: usize>(&self, go: impl FnOnce(&[Desk<'_>; COUNT]) -> Result<()>) -> Result<()> {
-        let mut loan = self.take();
+    fn lend<const COUNT: usize>(
+        &self,
+        among: Range<usize>,
+        go: impl FnOnce(&[Desk<'_>; COUNT]) -> Result<()>,
+    ) -> Result<()> {
+        let mut loan = self.take(among);
         let desks = loan.numbers.map(|number| self.desk(number));
         desks.iter().try_for_each(Desk::make_ready)?;
         go(&desks)?;
@@ -83,13 +119,13 @@ impl Place {
         Ok(())
     }
 
-    /// Waits until so many guests are free.
-    fn take<const COUNT: usize>(&self) -> Loan<'_, COUNT> {
+    /// Waits until so many of these guests are free.
+    fn take<const COUNT: usize>(&self, among: Range<usize>) -> Loan<'_, COUNT> {
         let lent = self.lent.lock().unwrap_or_else(PoisonError::into_inner);
-        let too_few = |lent: &mut [bool; NAMES.len()]| free(lent).count() < COUNT;
+        let too_few = |lent: &mut [bool; GUESTS.len()]| free(lent, &among).count() < COUNT;
         let mut lent = self.returned.wait_while(lent, too_few).unwrap_or_else(PoisonError::into_inner);
         let numbers = std::array::from_fn(|_| {
-            let number = free(&*lent).next().expect("enough are free");
+            let number = free(&*lent, &among).next().expect("enough are free");
             lent[number] = true;
             number
         });
@@ -101,8 +137,8 @@ impl Place {
     }
 }
 
-fn free(lent: &[bool]) -> impl Iterator<Item = usize> + '_ {
-    lent.iter().enumerate().filter(|(_, lent)| !**lent).map(|(number, _)| number)
+fn free(lent: &[bool], among: &Range<usize>) -> impl Iterator<Item = usize> {
+    among.clone().filter(|number| !lent[*number])
 }
 
 impl<const COUNT: usize> Drop for Loan<'_, COUNT> {

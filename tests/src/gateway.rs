@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::api::Api;
 use crate::client::Connect;
 use crate::environment::environment;
-use crate::guest::Guest;
+use crate::guest::{Guest, Machine};
 use crate::process::{self, Process};
 use crate::scratch;
 use crate::wait::{Look, wait_until};
@@ -140,12 +140,26 @@ impl Gateway {
     ///
     /// What the gateway says.
     pub fn create_guest(&self, name: &str) -> Result<Guest> {
+        self.create_guest_on(name, Machine::default())
+    }
+
+    /// Creates a VM with the console guest that is not as usual, switched off.
+    ///
+    /// # Errors
+    ///
+    /// What the gateway says.
+    pub fn create_guest_on(&self, name: &str, machine: Machine) -> Result<Guest> {
         let under_test = environment()?;
         let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned();
+        let Machine { network, tables, parameters } = machine;
+        let network = if network { "user" } else { "none" };
+        let cmdline = format!("{} {parameters}", under_test.cmdline);
         let definition = format!(
-            "name = {name:?}\nuuid = {uuid:?}\nmemory = 256\nnetwork = \"none\"\n\
+            "name = {name:?}\nuuid = {uuid:?}\nmemory = 256\nnetwork = {network:?}\n{tables}\n\
              [boot]\nkernel = {:?}\ninitrd = {:?}\ncmdline = {:?}\n",
-            under_test.kernel, under_test.initrd, under_test.cmdline
+            under_test.kernel,
+            under_test.initrd,
+            cmdline.trim_end()
         );
         self.api().post("/v1/vms", &json!({ "definition": definition }))?;
         Ok(Guest::new(self.api(), name, &uuid))

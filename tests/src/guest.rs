@@ -25,6 +25,17 @@ pub struct Guest {
     uuid: String,
 }
 
+/// What a VM has that is not as usual.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Machine {
+    /// A network card, and QEMU's network behind it.
+    pub network: bool,
+    /// Tables of its definition, such as `[bus]`.
+    pub tables: &'static str,
+    /// What is added to the kernel's command line.
+    pub parameters: &'static str,
+}
+
 impl Guest {
     pub(crate) fn new(api: Api, name: &str, uuid: &str) -> Self {
         Self { api, name: name.to_owned(), uuid: uuid.to_owned() }
@@ -42,7 +53,7 @@ impl Guest {
         &self.uuid
     }
 
-    /// Asks the gateway for something: `start`, `shutdown`, `stop`, `reset`, `pause` or `resume`.
+    /// Asks the gateway for something: `start`, `shutdown`, `reboot`, `stop`, `reset`, `pause` or `resume`.
     ///
     /// # Errors
     ///
@@ -176,8 +187,124 @@ impl Guest {
         self.wait_for_screen(BOOT, "the shell's prompt", at_prompt).map(drop)
     }
 
+    /// How its bus stands, as `fanlight vm show --json` has it.
+    ///
+    /// # Errors
+    ///
+    /// What the gateway says.
+    pub fn bus(&self) -> Result<Bus> {
+        Ok(Bus(self.show()?["bus"].clone()))
+    }
+
+    /// Waits until its bus stands as `enough` wants it.
+    ///
+    /// # Errors
+    ///
+    /// When it never does.
+    pub fn wait_for_bus(&self, what: &str, enough: impl Fn(&Bus) -> bool) -> Result<Bus> {
+        wait_until(BOOT, format_args!("{what} of `{}`", self.name), || {
+            let bus = self.bus()?;
+            Ok(if enough(&bus) { Look::Found(bus) } else { Look::NotYet(format!("its bus is {}", bus.0)) })
+        })
+    }
+
+    /// Waits until its agent has opened every channel that it is offered, and takes keys.
+    ///
+    /// # Errors
+    ///
+    /// When it does not come.
+    pub fn wait_for_agent(&self) -> Result<Bus> {
+        self.wait_for_bus("the agent", Bus::is_complete)
+    }
+
+    /// Asks its agent for a sign of life until it gives one.
+    ///
+    /// # Errors
+    ///
+    /// When it gives none.
+    pub fn wait_for_pong(&self) -> Result<()> {
+        wait_until(BOOT, format_args!("a sign of life of the agent in `{}`", self.name), || {
+            let pong = self.api.post(&format!("/v1/vms/{}/guest/ping", self.name), &Value::Null);
+            Ok(pong.map_or_else(|error| Look::NotYet(format!("{error:#}")), |_| Look::Found(())))
+        })
+    }
+
+    /// Waits until its agent says of it what `enough` wants to hear; all that it says.
+    ///
+    /// # Errors
+    ///
+    /// When it never does.
+    pub fn wait_for_info(&self, what: &str, enough: impl Fn(&Value) -> bool) -> Result<Value> {
+        wait_until(BOOT, format_args!("{what} of `{}`", self.name), || {
+            match self.api.get(&format!("/v1/vms/{}/guest", self.name)) {
+                Ok(info) if enough(&info) => Ok(Look::Found(info)),
+                Ok(info) => Ok(Look::NotYet(format!("it says {info}"))),
+                Err(error) => Ok(Look::NotYet(format!("{error:#}"))),
+            }
+        })
+    }
+
     fn show(&self) -> Result<Value> {
         self.api.get(&format!("/v1/vms/{}", self.name))
+    }
+}
+
+/// How the bus of a VM stands.
+#[derive(Debug, Clone)]
+pub struct Bus(Value);
+
+impl Bus {
+    /// Whether an agent is there.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.0["state"] == "connected"
+    }
+
+    /// Whether the agent has opened every channel, and takes keys.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        let channels = self.channels();
+        let open = channels.iter().all(|channel| !channel["transport"].is_null());
+        self.is_connected() && !channels.is_empty() && open && self.0["input"]["keyboard"] == true
+    }
+
+    /// What carries its channels: `ring` or `stream`, each once.
+    #[must_use]
+    pub fn transports(&self) -> Vec<&str> {
+        let mut transports: Vec<_> =
+            self.channels().iter().filter_map(|channel| channel["transport"].as_str()).collect();
+        transports.sort_unstable();
+        transports.dedup();
+        transports
+    }
+
+    /// The classes of the channels that are offered.
+    #[must_use]
+    pub fn classes(&self) -> Vec<&str> {
+        self.channels().iter().filter_map(|channel| channel["class"].as_str()).collect()
+    }
+
+    /// How many messages went to the guest on the channel of `class` since it was opened.
+    #[must_use]
+    pub fn sent(&self, class: &str) -> u64 {
+        let channel = self.channels().iter().find(|channel| channel["class"] == class);
+        channel.and_then(|channel| channel["sent"].as_u64()).unwrap_or(0)
+    }
+
+    /// How often an agent has come.
+    #[must_use]
+    pub fn connections(&self) -> u64 {
+        self.0["connections"].as_u64().unwrap_or(0)
+    }
+
+    /// How many rules the guest has broken.
+    #[must_use]
+    pub fn faults(&self) -> u64 {
+        self.0["faults"].as_u64().unwrap_or(0)
+    }
+
+    fn channels(&self) -> &[Value] {
+        self.0["channels"].as_array().map(Vec::as_slice).unwrap_or_default()
     }
 }
 

@@ -5,6 +5,7 @@
 //! | [`environment`] | what is under test, as `./x test` says |
 //! | [`gateway`], [`api`] | a `fanlight` on a state folder of its own |
 //! | [`guest`] | a virtual machine with the console guest, and QEMU's view of its screen |
+//! | [`shell`] | programs in a guest that connect to the test |
 //! | [`client`] | FreeRDP 3 and 2, as a person would use them |
 //! | [`headless`] | an RDP client without a window, which does exactly what it is told |
 //! | [`display`], [`keys`], [`touch_screen`] | the X server a client draws on: pictures, keys, pointer, fingers |
@@ -26,6 +27,7 @@ pub mod keys;
 pub mod picture;
 pub mod process;
 pub mod scratch;
+pub mod shell;
 pub mod text;
 pub mod tls;
 pub mod touch_screen;
