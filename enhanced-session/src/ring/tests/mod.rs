@@ -3,6 +3,7 @@
 mod adversary;
 mod models;
 mod random;
+mod threads;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Release};
