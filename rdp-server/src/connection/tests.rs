@@ -155,7 +155,7 @@ fn touched() -> (Connection, u32) {
     send(&mut connection, id, &[3, 0, 17, 0, 0, 0, 0, 1, 1, 0, 7, 0, 0x80, 0x20, 0, 5, 0x19]);
     let frame = next_touch(&mut connection);
     assert_eq!(frame.contacts[0].phase, ContactPhase::Down);
-    assert_eq!(frame.contacts[0].position, FinePoint { x: 102_300, y: 500 });
+    assert_eq!(frame.contacts[0].position, FinePoint { x: 102_350, y: 550 });
     (connection, id)
 }
 

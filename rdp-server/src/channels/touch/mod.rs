@@ -268,10 +268,11 @@ fn offset<T>(frame: &Frame<T>, client: CsReady) -> Duration {
     if client.timestamps { Duration::from_micros(frame.offset) } else { Duration::ZERO }
 }
 
+/// The middle of the pixel: what a guest rounds in any way is that pixel again.
 fn place(common: Common, desktop: Size) -> FinePoint {
     let inside = |pixel: i32, side: u32| {
         let pixel = u32::try_from(pixel).unwrap_or(0).min(side.saturating_sub(1));
-        i32::try_from(u64::from(pixel) * u64::from(FINE)).unwrap_or(i32::MAX)
+        i32::try_from(u64::from(pixel) * u64::from(FINE) + u64::from(FINE / 2)).unwrap_or(i32::MAX)
     };
     FinePoint { x: inside(common.x, desktop.width), y: inside(common.y, desktop.height) }
 }

@@ -79,15 +79,15 @@ fn frames_stay_whole_with_their_times_sizes_and_pressures() {
         pressure: Some(u16::MAX),
         size: Some(ContactSize { width: 700, height: 800 }),
         orientation: Some(270),
-        ..contact(0, ContactPhase::Down, 1000, 2000)
+        ..contact(0, ContactPhase::Down, 1050, 2050)
     };
     let frames = [
         TouchFrame {
-            contacts: vec![first, contact(1, ContactPhase::Down, 3000, 4000)],
+            contacts: vec![first, contact(1, ContactPhase::Down, 3050, 4050)],
             since_previous: Duration::ZERO,
         },
         TouchFrame {
-            contacts: vec![contact(0, ContactPhase::Move, 1100, 2000)],
+            contacts: vec![contact(0, ContactPhase::Move, 1150, 2050)],
             since_previous: Duration::from_millis(8),
         },
     ];
@@ -102,10 +102,10 @@ fn nothing_is_outside_of_the_desktop() {
         other => panic!("{other:?}"),
     };
     touch(&mut channel, vec![(0, vec![finger(0, -5, 0x1fff_ffff, DOWN)])]);
-    assert_eq!(position(&mut channel), FinePoint { x: 0, y: 107_900 });
+    assert_eq!(position(&mut channel), FinePoint { x: 50, y: 107_950 });
     channel.set_desktop(Size::new(100, 100));
     touch(&mut channel, vec![(0, vec![finger(0, 500, 50, MOVE)])]);
-    assert_eq!(position(&mut channel), FinePoint { x: 9900, y: 5000 });
+    assert_eq!(position(&mut channel), FinePoint { x: 9950, y: 5050 });
 }
 
 #[test]
@@ -274,7 +274,7 @@ fn pens_have_pressure_tilt_rotation_and_buttons() {
     let plain = PenEvent {
         device: 0,
         phase: ContactPhase::Lift,
-        position: FinePoint { x: 1000, y: 2000 },
+        position: FinePoint { x: 1050, y: 2050 },
         buttons: PenButtons::default(),
         pressure: None,
         rotation: None,
