@@ -14,6 +14,7 @@ mod lifecycle;
 mod login;
 mod modes;
 mod resize;
+mod touch;
 mod world;
 
 use std::process::ExitCode;
@@ -28,6 +29,8 @@ fn main() -> ExitCode {
         demo::journeys(),
         resize::journeys(),
         input::journeys(),
+        touch::journeys(),
+        touch::headless_journeys(),
         modes::journeys(),
         login::journeys(),
         command_line::journeys(),

@@ -89,6 +89,15 @@ pub struct Client {
     timeline: Timeline,
 }
 
+/// Runs what a test does with headless clients, in the thread of the test.
+///
+/// # Errors
+///
+/// Those of `what`.
+pub fn run<T>(what: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(what)
+}
+
 impl Timeline {
     fn start() -> Self {
         let now = Instant::now();
