@@ -289,11 +289,12 @@ impl Guest {
     async fn tell(&mut self, command: &str) -> String {
         self.port.write_all(format!("{command}\n").as_bytes()).await.expect("connected");
         let mut answer = Vec::new();
-        while !answer.ends_with(b".\n") {
-            let mut byte = [0];
-            soon("an answer of the guest", self.port.read_exact(&mut byte)).await.expect("connected");
-            answer.extend(byte);
-        }
+        soon("an answer of the guest", async {
+            while !answer.ends_with(b".\n") {
+                answer.push(self.port.read_u8().await.expect("connected"));
+            }
+        })
+        .await;
         String::from_utf8_lossy(&answer).trim_end_matches(".\n").trim().into()
     }
 }
