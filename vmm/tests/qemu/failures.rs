@@ -214,13 +214,15 @@ async fn a_full_disk_pauses_its_vm_and_says_so() {
     other.start().await.expect("starts");
     shell(&vm.console()).await;
     types(&vm.console(), "until [ -b /dev/vda ]; do :; done; cat /proc/version >/dev/vda; sync\n").await;
-    let full = "a write of disk image0 failed: No space left on device";
-    assert_eq!(reaches(&vm, VmState::Paused).await.reason.as_deref(), Some(full));
-    assert_eq!(other.status().state, VmState::Running);
     let mut watch = vm.watch();
-    watch.mark_unchanged();
+    let mut full = async || {
+        let why = Some("a write of disk image0 failed: No space left on device");
+        let paused = watch.wait_for(|status| status.state == VmState::Paused && status.reason.as_deref() == why);
+        soon("the disk is full", paused).await.expect("lives");
+    };
+    full().await;
+    assert_eq!(other.status().state, VmState::Running);
     vm.resume().await.expect("it may try again");
-    soon("the disk is still full", watch.wait_for(|status| status.reason.is_some())).await.expect("lives");
-    assert_eq!(reaches(&vm, VmState::Paused).await.reason.as_deref(), Some(full));
+    full().await;
     vm.power_off().await.expect("switches off");
 }

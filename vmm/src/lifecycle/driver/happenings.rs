@@ -105,7 +105,12 @@ impl Driver {
                 self.disk_failure = Some(failure);
                 true
             }
-            "STOP" | "RESUME" | "SHUTDOWN" | "GUEST_PANICKED" | "RESET" | "WATCHDOG" => true,
+            // Not when it is seen to run: between a failure and the stop that follows it, it does.
+            "RESUME" => {
+                self.disk_failure = None;
+                true
+            }
+            "STOP" | "SHUTDOWN" | "GUEST_PANICKED" | "RESET" | "WATCHDOG" => true,
             _ => false,
         };
         if self.job.is_some() {
@@ -141,7 +146,6 @@ impl Driver {
         }
         match state {
             Ok(RunState::Running | RunState::Suspended) => {
-                self.disk_failure = None;
                 self.enter(VmState::Running, None);
             }
             Ok(RunState::Paused(why)) => self.enter(VmState::Paused, why.map(Into::into)),
