@@ -113,6 +113,18 @@ impl Console {
         self.display.queue.room().await;
     }
 
+    /// Whether the guest's devices have all input that was sent.
+    #[must_use]
+    pub fn is_input_drained(&self) -> bool {
+        self.display.queue.is_drained()
+    }
+
+    /// Waits until the guest's devices have all input that was sent: for who goes on by another way that must not
+    /// overtake this one. Cancel safe.
+    pub async fn input_drained(&self) {
+        self.display.queue.drained().await;
+    }
+
     /// Tells the guest that this screen has `size` now, as if a monitor of 96 pixels to the inch were plugged in.
     ///
     /// The newest wish counts; it is told again after each start. The guest decides whether it follows; when it does, a

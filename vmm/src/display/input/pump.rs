@@ -13,7 +13,7 @@ use super::guest_room::GuestRoom;
 use super::keyboard::Keyboard;
 use super::pace::Pace;
 use super::pointer::{Pointer, PointerMode};
-use super::queue::{InputEvent, SharedQueue};
+use super::queue::{InputEvent, Next, SharedQueue};
 use crate::display::dbus::{KEYBOARD, MOUSE, call_without_answer, console_path};
 use crate::display::monitor::Monitor;
 
@@ -99,7 +99,15 @@ impl Pump {
     pub(crate) async fn run(mut self) -> zbus::Result<()> {
         let mut actions = Vec::new();
         loop {
-            let event = self.queue.take().await;
+            let event = match self.queue.next().await {
+                Next::Event(event) => event,
+                Next::Drain => {
+                    self.wait_for_qemu().await?;
+                    self.unanswered = 0;
+                    self.queue.set_drained();
+                    continue;
+                }
+            };
             self.wait_for_drivers().await;
             self.note_lights();
             self.translate(event, &mut actions);

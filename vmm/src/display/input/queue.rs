@@ -22,6 +22,15 @@ pub(super) enum InputEvent {
     Pointer(PointerEvent),
 }
 
+/// What the task that passes on has to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Pass this on.
+    Event(InputEvent),
+    /// Say, by [`set_drained`](SharedQueue::set_drained), when the guest's devices have all that was passed on.
+    Drain,
+}
+
 /// The queue between all who send and the one task that passes on.
 #[derive(Debug, Default)]
 pub(crate) struct SharedQueue {
@@ -37,6 +46,9 @@ struct Queue {
     events: VecDeque<InputEvent>,
     /// Without a guest nothing waits: what is sent is forgotten.
     is_open: bool,
+    /// Something was taken, and it is not known whether the guest's devices have it.
+    is_passing: bool,
+    is_drain_awaited: bool,
 }
 
 impl SharedQueue {
@@ -62,6 +74,36 @@ impl SharedQueue {
         }
     }
 
+    /// Whether the guest's devices have all that was sent.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.lock().is_drained()
+    }
+
+    /// Waits until the guest's devices have all that was sent. Cancel safe.
+    pub(crate) async fn drained(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            tokio::pin!(emptied);
+            emptied.as_mut().enable();
+            {
+                let mut queue = self.lock();
+                if queue.is_drained() {
+                    return;
+                }
+                queue.is_drain_awaited = true;
+            }
+            self.filled.notify_one();
+            emptied.await;
+        }
+    }
+
+    /// The guest's devices have all that was taken before.
+    pub(super) fn set_drained(&self) {
+        let mut queue = self.lock();
+        (queue.is_passing, queue.is_drain_awaited) = (false, false);
+        self.emptied.notify_waiters();
+    }
+
     /// A guest is there, or has gone; either way nothing is left of what was sent before.
     pub(crate) fn open(&self, is_open: bool) {
         *self.lock() = Queue { is_open, ..Queue::default() };
@@ -70,16 +112,21 @@ impl SharedQueue {
 
     /// Takes the first that waits, if one does.
     pub(super) fn try_take(&self) -> Option<InputEvent> {
-        let event = self.lock().events.pop_front()?;
+        let mut queue = self.lock();
+        let event = queue.events.pop_front()?;
+        queue.is_passing = true;
         self.emptied.notify_waiters();
         Some(event)
     }
 
     /// Takes the first that waits, and waits for it. Cancel safe.
-    pub(super) async fn take(&self) -> InputEvent {
+    pub(super) async fn next(&self) -> Next {
         loop {
             if let Some(event) = self.try_take() {
-                return event;
+                return Next::Event(event);
+            }
+            if self.lock().wants_drain() {
+                return Next::Drain;
             }
             self.filled.notified().await;
         }
@@ -99,6 +146,14 @@ impl SharedQueue {
 impl Queue {
     fn has_room(&self) -> bool {
         !self.is_open || self.events.len() < CAPACITY
+    }
+
+    fn is_drained(&self) -> bool {
+        !self.is_open || !self.is_passing && self.events.is_empty()
+    }
+
+    fn wants_drain(&self) -> bool {
+        self.is_passing && self.is_drain_awaited
     }
 
     fn push(&mut self, event: InputEvent) -> Result<(), InputFull> {
@@ -199,13 +254,39 @@ mod tests {
                     if leaves {
                         queue.open(false);
                     } else {
-                        assert_eq!(queue.take().await, key(1));
+                        assert_eq!(queue.next().await, Next::Event(key(1)));
                     }
                 }
             );
             waits.expect("there is room");
         }
         queue.send(key(1)).expect("without a guest everything is taken, and forgotten");
+    }
+
+    #[tokio::test]
+    async fn who_waits_until_all_has_arrived_is_told_when_it_has_or_the_guest_leaves() {
+        let queue = SharedQueue::default();
+        queue.drained().await;
+        for leaves in [false, true] {
+            queue.open(true);
+            queue.send(key(1)).expect("room");
+            let (waits, ()) = tokio::join!(
+                async { tokio::time::timeout(std::time::Duration::from_secs(5), queue.drained()).await },
+                async {
+                    tokio::task::yield_now().await;
+                    assert_eq!(queue.next().await, Next::Event(key(1)));
+                    assert!(!queue.is_drained(), "it is on its way");
+                    if leaves {
+                        return queue.open(false);
+                    }
+                    queue.send(key(2)).expect("room");
+                    assert_eq!(queue.next().await, Next::Event(key(2)));
+                    assert_eq!(queue.next().await, Next::Drain);
+                    queue.set_drained();
+                }
+            );
+            waits.expect("it has arrived");
+        }
     }
 
     #[derive(Debug, Clone)]
