@@ -205,12 +205,13 @@ impl InputPort {
     /// Closes the port. What waited is forgotten: the agent lets go of what is pressed, and who is told of the closing
     /// begins anew elsewhere.
     pub(super) fn close(&self) {
+        // First: who is refused has to find out why.
+        self.shared.capabilities.send_if_modified(|now| now.take().is_some());
         {
             let mut queue = self.queue();
             queue.open = false;
             queue.waiting.clear();
         }
-        self.shared.capabilities.send_if_modified(|now| now.take().is_some());
         self.shared.emptied.notify_waiters();
     }
 

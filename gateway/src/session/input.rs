@@ -2,7 +2,8 @@
 //!
 //! The agent is taken when it is there, unless the VM's definition says otherwise: it takes keys as fast as they come,
 //! fingers and pens. It comes and goes while sessions run. At each change everything is let go of on the old way, and the
-//! modifiers that the client still holds are pressed on the new one, so that no key is stuck and none is lost.
+//! modifiers that the client still holds are pressed on the new one, so that no key is stuck and none is lost. The bus is
+//! the faster way: nothing goes there before the guest's devices have what the hardware was given.
 //!
 //! A guest has one touch screen for all its clients: fingers and pens get numbers that no other session uses now.
 
@@ -40,6 +41,10 @@ pub(super) trait Hardware {
     fn send_pointer(&self, event: PointerEvent) -> Result<(), Full>;
     /// Waits until there is room again. Cancel safe.
     fn room(&self) -> impl Future<Output = ()> + Send;
+    /// Whether the guest's devices have all that was passed on.
+    fn is_drained(&self) -> bool;
+    /// Waits until they have. Cancel safe.
+    fn drained(&self) -> impl Future<Output = ()> + Send;
 }
 
 impl Hardware for vmm::Console {
@@ -54,6 +59,14 @@ impl Hardware for vmm::Console {
     async fn room(&self) {
         self.input_room().await;
     }
+
+    fn is_drained(&self) -> bool {
+        self.is_input_drained()
+    }
+
+    async fn drained(&self) {
+        self.input_drained().await;
+    }
 }
 
 /// The guest does not keep up: what was to be sent is to be sent again after [`GuestInput::room`].
@@ -64,6 +77,17 @@ pub(super) struct Full;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Hardware,
+    Bus,
+}
+
+/// What keeps input from being sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Behind {
+    /// The hardware has no room.
+    Hardware,
+    /// The hardware has something that must not be overtaken.
+    Drain,
+    /// The bus has no room, or has closed.
     Bus,
 }
 
@@ -80,8 +104,10 @@ pub(super) struct GuestInput<H> {
     held: BTreeSet<Scancode>,
     /// To be sent before anything else, after a change.
     first: VecDeque<(Way, KeyEvent)>,
-    /// What was full the last time.
-    full: Way,
+    /// What kept something from being sent the last time.
+    behind: Behind,
+    /// Whether keys may still be on their way through the hardware.
+    typed: bool,
     session: SessionId,
     stats: SessionStats,
 }
@@ -102,7 +128,8 @@ impl<H: Hardware> GuestInput<H> {
             agent: None,
             held: BTreeSet::new(),
             first: VecDeque::new(),
-            full: Way::Hardware,
+            behind: Behind::Hardware,
+            typed: false,
             session,
             stats,
         };
@@ -121,20 +148,23 @@ impl<H: Hardware> GuestInput<H> {
         self.port.set_layout(&[size.rect()]);
     }
 
-    /// Waits until what was full has room. Cancel safe.
+    /// Waits until it is worth to send again. Cancel safe.
     pub(super) async fn room(&self) {
-        match self.full {
-            Way::Hardware => self.hardware.room().await,
-            Way::Bus => self.port.room().await,
+        match self.behind {
+            Behind::Hardware => self.hardware.room().await,
+            Behind::Drain => self.hardware.drained().await,
+            Behind::Bus => self.port.room().await,
         }
     }
 
     /// Takes the better way from now on.
     pub(super) fn choose(&mut self) {
+        // One that came right after another has gone takes the same, and knows nothing of what was pressed.
+        let is_another = self.capabilities.has_changed().unwrap_or(false);
         let present = *self.capabilities.borrow_and_update();
         let agent = present.filter(|_| self.provider != Provider::Hardware);
         let before = std::mem::replace(&mut self.agent, agent);
-        if before == agent {
+        if before == agent && !(is_another && agent.is_some()) {
             return;
         }
         self.first.clear();
@@ -222,8 +252,11 @@ impl<H: Hardware> GuestInput<H> {
 
     fn send_key_by(&mut self, way: Way, key: KeyEvent) -> Result<(), Full> {
         match way {
-            Way::Hardware => self.noted(Way::Hardware, self.hardware.send_key(key)),
-            Way::Bus => self.noted(Way::Bus, taken(self.port.send_key(key))),
+            Way::Hardware => {
+                self.typed = true;
+                self.by_hardware(|hardware| hardware.send_key(key))
+            }
+            Way::Bus => self.by_bus(|port| port.send_key(key)),
         }
     }
 
@@ -234,8 +267,8 @@ impl<H: Hardware> GuestInput<H> {
         };
         let way = if self.agent.is_some_and(by_agent) { Some(Way::Bus) } else { self.hardware_way() };
         match way {
-            Some(Way::Hardware) => self.noted(Way::Hardware, self.hardware.send_pointer(event)),
-            Some(Way::Bus) => self.noted(Way::Bus, taken(self.port.send_pointer(event))),
+            Some(Way::Hardware) => self.by_hardware(|hardware| hardware.send_pointer(event)),
+            Some(Way::Bus) => self.by_bus(|port| port.send_pointer(event)),
             None => Ok(()),
         }
     }
@@ -245,21 +278,44 @@ impl<H: Hardware> GuestInput<H> {
         send: impl FnOnce(&InputPort) -> Result<(), InputRefused>,
         count: impl FnOnce(&SessionStats),
     ) -> Result<(), Full> {
-        if self.agent.is_none() {
-            return Ok(());
-        }
-        let sent = send(&self.port);
-        if sent.is_ok() {
+        if self.agent.is_some() {
+            self.by_bus(send)?;
             count(&self.stats);
         }
-        self.noted(Way::Bus, taken(sent))
+        Ok(())
     }
 
-    fn noted(&mut self, way: Way, sent: Result<(), Full>) -> Result<(), Full> {
+    fn by_hardware(&mut self, send: impl FnOnce(&H) -> Result<(), Full>) -> Result<(), Full> {
+        let sent = send(&self.hardware);
         if sent.is_err() {
-            self.full = way;
+            self.behind = Behind::Hardware;
         }
         sent
+    }
+
+    fn by_bus(&mut self, send: impl FnOnce(&InputPort) -> Result<(), InputRefused>) -> Result<(), Full> {
+        if self.agent.is_none() {
+            // Nothing is pressed there.
+            return Ok(());
+        }
+        if self.typed && !self.hardware.is_drained() {
+            self.behind = Behind::Drain;
+            return Err(Full);
+        }
+        self.typed = false;
+        match send(&self.port) {
+            Ok(()) => Ok(()),
+            Err(InputRefused::Closed) => {
+                // What it did not take goes the other way.
+                self.behind = Behind::Bus;
+                self.choose();
+                Err(Full)
+            }
+            Err(InputRefused::Full) => {
+                self.behind = Behind::Bus;
+                Err(Full)
+            }
+        }
     }
 
     fn way_of_keys(&self) -> Option<Way> {
@@ -278,14 +334,6 @@ fn first_of(session: SessionId, each: usize) -> u16 {
     u16::from_le_bytes([low, high])
 }
 
-/// A port that has closed lets go of everything by itself, and the next choice is another way: there is nobody to wait for.
-const fn taken(sent: Result<(), InputRefused>) -> Result<(), Full> {
-    match sent {
-        Ok(()) | Err(InputRefused::Closed) => Ok(()),
-        Err(InputRefused::Full) => Err(Full),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -300,6 +348,7 @@ mod tests {
     struct Keyboard {
         typed: Arc<Mutex<Vec<KeyEvent>>>,
         full: Arc<AtomicBool>,
+        slow: Arc<AtomicBool>,
     }
 
     impl Hardware for Keyboard {
@@ -316,6 +365,12 @@ mod tests {
         }
 
         async fn room(&self) {}
+
+        fn is_drained(&self) -> bool {
+            !self.slow.load(Ordering::Relaxed)
+        }
+
+        async fn drained(&self) {}
     }
 
     fn agent() -> InputCapabilities {
@@ -406,6 +461,55 @@ mod tests {
         typed(&mut input, &[key(A, DOWN)]);
         assert_eq!(take(&keyboard), [KeyEvent::ReleaseAll]);
         assert_eq!(port.keys_for_tests(), [KeyEvent::ReleaseAll, key(A, DOWN)]);
+    }
+
+    #[test]
+    fn what_the_hardware_still_has_is_not_overtaken() {
+        let (keyboard, port) = (Keyboard::default(), InputPort::for_tests());
+        let mut input = GuestInput::new(keyboard.clone(), port.clone(), Provider::Auto, 0, SessionStats::default());
+        keyboard.slow.store(true, Ordering::Relaxed);
+        typed(&mut input, &[key(A, DOWN), key(A, UP)]);
+        port.open_for_tests(agent());
+        input.choose();
+        assert_eq!(input.send(&InputEvent::Key(key(CTRL, DOWN))), Err(Full));
+        assert_eq!((input.behind, port.keys_for_tests()), (Behind::Drain, vec![]));
+        keyboard.slow.store(false, Ordering::Relaxed);
+        typed(&mut input, &[key(CTRL, DOWN)]);
+        assert_eq!(port.keys_for_tests(), [KeyEvent::ReleaseAll, key(CTRL, DOWN)]);
+        // The pointer's hardware is another device: it holds up no key.
+        keyboard.slow.store(true, Ordering::Relaxed);
+        typed(&mut input, &[key(CTRL, UP)]);
+        assert_eq!(port.keys_for_tests(), [key(CTRL, UP)]);
+    }
+
+    #[test]
+    fn what_a_closed_bus_does_not_take_goes_to_the_hardware() {
+        let (keyboard, port) = (Keyboard::default(), InputPort::for_tests());
+        port.open_for_tests(agent());
+        let mut input = GuestInput::new(keyboard.clone(), port.clone(), Provider::Auto, 0, SessionStats::default());
+        typed(&mut input, &[key(CTRL, DOWN)]);
+        take(&keyboard);
+        // The session has not heard of it when the next key comes.
+        port.close_for_tests();
+        assert_eq!(input.send(&InputEvent::Key(key(A, DOWN))), Err(Full));
+        typed(&mut input, &[key(A, DOWN)]);
+        assert_eq!(take(&keyboard), [KeyEvent::ReleaseAll, key(CTRL, DOWN), key(A, DOWN)]);
+        assert_eq!(input.release_all(), Ok(()));
+    }
+
+    #[test]
+    fn an_agent_that_replaces_another_in_a_moment_is_told_what_is_held() {
+        let (keyboard, port) = (Keyboard::default(), InputPort::for_tests());
+        port.open_for_tests(agent());
+        let mut input = GuestInput::new(keyboard.clone(), port.clone(), Provider::Auto, 0, SessionStats::default());
+        typed(&mut input, &[key(CTRL, DOWN)]);
+        port.close_for_tests();
+        port.open_for_tests(agent());
+        input.choose();
+        typed(&mut input, &[key(A, DOWN)]);
+        assert_eq!(port.keys_for_tests(), [KeyEvent::ReleaseAll, key(CTRL, DOWN), key(A, DOWN)]);
+        input.choose();
+        assert!(!input.is_behind(), "it is the same agent");
     }
 
     fn finger(id: u16) -> InputEvent {
