@@ -72,7 +72,7 @@ impl Keyboard {
     }
 
     /// Types a character that the US layout has; the guest's layout may make another of it. Others cannot be typed
-    /// with keys, which is why the capabilities do not promise characters.
+    /// with keys.
     fn character(&mut self, unit: u16, events: &mut Vec<Event>) {
         let character = char::from_u32(unit.into());
         let stroke = character.and_then(us_layout::stroke);

@@ -31,9 +31,9 @@ use touch::TouchScreen;
 /// How often is tried again to make the devices where that failed: a driver may come late.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Characters are not among them: a keyboard can type those of one layout only, and which one the guest has is not
-/// known.
-const KINDS: Kinds = Kinds { keyboard: true, unicode: false, pointer: true, relative_pointer: true, pen: true };
+/// Of the characters, the keyboard can type those of one layout only, as virtual hardware can. All the same they go this
+/// way: on another than the keys around them they would come in another order.
+const KINDS: Kinds = Kinds { keyboard: true, unicode: true, pointer: true, relative_pointer: true, pen: true };
 const NO_KINDS: Kinds = Kinds { keyboard: false, unicode: false, pointer: false, relative_pointer: false, pen: false };
 
 /// The guest's input devices that are ours.
