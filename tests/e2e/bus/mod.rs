@@ -1,10 +1,15 @@
 //! The bus between a host and the agent in its guest, as people and clients have it: over rings and over the stream.
 
 mod info;
+mod touch;
 mod typing;
 
 use anyhow::Result;
 use fanlight_tests::client::Client;
+use fanlight_tests::gateway::{Gateway, Person};
+use fanlight_tests::guest::Guest;
+use fanlight_tests::headless::touch::pdu::{CsReadyFlags, CsReadyPdu, RdpInputProtocolVersion};
+use fanlight_tests::headless::{Decode, Options};
 use fanlight_tests::shell::{Port, Shell};
 use serde_json::Value;
 
@@ -12,7 +17,29 @@ use crate::harness::Journey;
 use crate::world::{Desk, enter};
 
 pub(crate) fn journeys() -> Vec<Journey> {
-    [info::journeys(), typing::journeys()].into_iter().flatten().collect()
+    // Those that take longest come first.
+    let journeys = [touch::journeys(), typing::journeys(), info::journeys()];
+    journeys.into_iter().flatten().collect()
+}
+
+/// The desktop of clients without a window.
+const SIZE: (u16, u16) = (1280, 800);
+/// Their fingers.
+const FINGERS: u8 = 10;
+
+/// A client without a window, with ten fingers.
+fn headless(gateway: &Gateway, person: &Person, guest: &Guest) -> Options {
+    let touch = CsReadyPdu::new(CsReadyFlags::empty(), RdpInputProtocolVersion::V300, FINGERS.into());
+    Options {
+        address: gateway.address(),
+        user: person.name.clone(),
+        password: person.password.clone(),
+        vm: Some(guest.name().to_owned()),
+        size: SIZE,
+        decode: Decode::Rectangles,
+        receive_buffer: None,
+        touch: Some(touch),
+    }
 }
 
 /// A shell that needs neither the keyboard nor the screen, for a guest with a network.
