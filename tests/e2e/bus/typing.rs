@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use fanlight_tests::client::Client;
+use fanlight_tests::headless::{self, run};
 use fanlight_tests::keys::keysym;
 use fanlight_tests::shell::Shell;
 use fanlight_tests::text::Screen;
 use fanlight_tests::wait::stays_so;
 
-use super::shell;
+use super::{headless as options, shell};
 use crate::harness::journeys;
 use crate::world::{Desk, World, echo_new_word, font, new_word, wait_for_line};
 
@@ -21,12 +22,16 @@ journeys![
     keys_go_over_to_the_hardware_and_back_while_shift_is_held,
     keys_that_may_take_only_the_bus_wait_for_the_agent,
     an_agent_that_is_killed_while_somebody_types_leaves_no_key_behind,
+    what_is_typed_while_the_agent_comes_stays_in_order,
+    characters_take_the_bus_with_the_keys,
 ];
 
 /// How the guest's shell takes the agent away, and how it gives it back. What waits in its place is a `sleep`.
 const TAKE_AGENT: &str =
     "mv /bin/fanlight-agent /bin/away; kill -9 $(pidof fanlight-agent); until pidof sleep; do usleep 50000; done";
 const GIVE_AGENT: &str = "mv /bin/away /bin/fanlight-agent; kill $(pidof sleep)";
+/// A shell's line holds a thousand letters.
+const MOST_TYPED: usize = 900;
 /// How long a key that repeats itself takes to be seen.
 const A_WHILE: Duration = Duration::from_secs(2);
 
@@ -149,6 +154,51 @@ fn an_agent_that_is_killed_while_somebody_types_leaves_no_key_behind(world: &Wor
         ensure!(is_part(&seen, &typed), "of {typed} came {seen}");
         client.type_text("\n")?;
         echo_new_word(&client, desk.guest)?;
+        client.close()
+    })
+}
+
+fn what_is_typed_while_the_agent_comes_stays_in_order(world: &World) -> Result<()> {
+    world.on_rings(|desk| {
+        desk.guest.wait_for_agent()?;
+        let client = desk.connect().open()?;
+        let mut shell = shell(desk, &client)?;
+        take_agent(desk, &mut shell)?;
+        let word = new_word();
+        let typed = run(async {
+            let mut fast = headless::Client::connect(&options(desk.gateway, desk.person, desk.guest)).await?;
+            fast.type_text(&format!("echo {word}")).await?;
+            shell.run(GIVE_AGENT)?;
+            let mut typed = String::new();
+            // Twice as fast as virtual hardware takes it: some of it waits when the agent comes.
+            for letter in ('a'..='z').cycle().take(MOST_TYPED) {
+                fast.type_text(&letter.to_string()).await?;
+                typed.push(letter);
+                fast.during(Duration::from_millis(10)).await?;
+                if letter == 'z' && desk.guest.bus()?.is_complete() {
+                    break;
+                }
+            }
+            fast.type_text("the end").await?;
+            Ok(typed + "the end")
+        })?;
+        desk.guest.wait_for_agent()?;
+        let ends = |screen: &Screen| line_of(screen, &word).ends_with("the end");
+        let screen = client.wait_for_screen(font()?, "what was typed last", ends)?;
+        let seen = line_of(&screen, &word);
+        ensure!(seen == typed, "{typed} came as\n{seen}");
+        client.type_text("\n")?;
+        client.close()
+    })
+}
+
+fn characters_take_the_bus_with_the_keys(world: &World) -> Result<()> {
+    world.on_stream(|desk| {
+        desk.guest.wait_for_agent()?;
+        let client = desk.connect().with(["/kbd:unicode:on"]).open()?;
+        let word = new_word();
+        client.type_text(&format!("echo '{word} Ab~|%_z'\n"))?;
+        wait_for_line(&client, desk.guest, &format!("{word} Ab~|%_z"))?;
         client.close()
     })
 }
