@@ -33,6 +33,15 @@ pub fn environment() -> Result<&'static Environment> {
     environment.as_ref().map_err(|error| anyhow!("{error}"))
 }
 
+/// The console guest's initial file system with a program that answers every class of the bus's channels.
+///
+/// # Errors
+///
+/// As [`environment`].
+pub fn exercise_initrd() -> Result<PathBuf> {
+    file("FANLIGHT_EXERCISE_INITRD")
+}
+
 fn read() -> Result<Environment> {
     let kernel = file("FANLIGHT_CONSOLE_KERNEL")?;
     Ok(Environment {

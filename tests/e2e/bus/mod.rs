@@ -1,6 +1,9 @@
 //! The bus between a host and the agent in its guest, as people and clients have it: over rings and over the stream.
 
+mod classes;
+mod host;
 mod info;
+mod messages;
 mod touch;
 mod typing;
 
@@ -18,7 +21,7 @@ use crate::world::{Desk, enter};
 
 pub(crate) fn journeys() -> Vec<Journey> {
     // Those that take longest come first.
-    let journeys = [touch::journeys(), typing::journeys(), info::journeys()];
+    let journeys = [classes::journeys(), touch::journeys(), typing::journeys(), info::journeys()];
     journeys.into_iter().flatten().collect()
 }
 
