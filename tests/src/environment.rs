@@ -42,6 +42,12 @@ pub fn exercise_initrd() -> Result<PathBuf> {
     file("FANLIGHT_EXERCISE_INITRD")
 }
 
+/// Whether tests may take as long as they like.
+#[must_use]
+pub fn may_take_long() -> bool {
+    std::env::var_os("FANLIGHT_TEST_LONG").is_some_and(|value| !value.is_empty() && value != "0")
+}
+
 fn read() -> Result<Environment> {
     let kernel = file("FANLIGHT_CONSOLE_KERNEL")?;
     Ok(Environment {

@@ -4,6 +4,7 @@ mod classes;
 mod host;
 mod info;
 mod messages;
+mod power;
 mod touch;
 mod typing;
 
@@ -21,7 +22,7 @@ use crate::world::{Desk, enter};
 
 pub(crate) fn journeys() -> Vec<Journey> {
     // Those that take longest come first.
-    let journeys = [classes::journeys(), touch::journeys(), typing::journeys(), info::journeys()];
+    let journeys = [power::journeys(), classes::journeys(), touch::journeys(), typing::journeys(), info::journeys()];
     journeys.into_iter().flatten().collect()
 }
 
