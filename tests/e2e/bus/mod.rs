@@ -1,6 +1,7 @@
 //! The bus between a host and the agent in its guest, as people and clients have it: over rings and over the stream.
 
 mod classes;
+mod crashes;
 mod host;
 mod info;
 mod messages;
@@ -22,7 +23,14 @@ use crate::world::{Desk, enter};
 
 pub(crate) fn journeys() -> Vec<Journey> {
     // Those that take longest come first.
-    let journeys = [power::journeys(), classes::journeys(), touch::journeys(), typing::journeys(), info::journeys()];
+    let journeys = [
+        crashes::journeys(),
+        power::journeys(),
+        classes::journeys(),
+        touch::journeys(),
+        typing::journeys(),
+        info::journeys(),
+    ];
     journeys.into_iter().flatten().collect()
 }
 
