@@ -349,6 +349,14 @@ impl<M: SharedMemory> End<M> {
         Some(message)
     }
 
+    /// Whether a channel that is open takes a message now. If it does not, the owner is told when it does.
+    pub(super) fn has_room(&mut self, id: ChannelId) -> bool {
+        let Some(open) = self.open.get_mut(&id.0) else { return false };
+        let is_free = open.is_free(id.0, &self.link);
+        open.wants_room |= !is_free;
+        is_free
+    }
+
     pub(super) fn send(&mut self, id: ChannelId, payload: Vec<u8>) -> Result<(), SendError> {
         self.begin(id, |conversation| conversation.data(payload).map(|outgoing| ((), outgoing)))
     }

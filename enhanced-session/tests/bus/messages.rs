@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use enhanced_session::class::Class;
+use enhanced_session::control::Reason;
 use enhanced_session::endpoint::{ChannelId, Event, MAX_REQUESTS, SendError, Transport};
 use enhanced_session::message::Message;
 
@@ -60,6 +61,26 @@ fn a_channel_takes_one_message_at_a_time_and_says_when_it_can_take_the_next() {
         assert_eq!(pair.guest.receive(id), None);
         assert_eq!(pair.take_host_events(), [Event::Writable(id)], "once");
         assert!(pair.talks(id));
+    }
+}
+
+#[test]
+fn who_asks_in_vain_whether_there_is_room_is_told_when_there_is() {
+    for transport in TRANSPORTS {
+        let (mut pair, id) = opened(transport, Class::Clipboard);
+        while pair.host.has_room(id) {
+            pair.host.send(id, vec![0; 50_000]).expect("there is room");
+            pair.run();
+        }
+        assert_eq!(pair.host.send(id, vec![0]), Err(SendError::Full));
+        assert_eq!(pair.take_host_events(), []);
+        while pair.guest.receive(id).is_some() {
+            pair.run();
+        }
+        assert_eq!(pair.take_host_events(), [Event::Writable(id)], "once");
+        assert!(pair.host.has_room(id));
+        pair.host.close(id, Reason::Done);
+        assert!(!pair.host.has_room(id), "it is not open");
     }
 }
 

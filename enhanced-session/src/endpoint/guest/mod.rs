@@ -224,6 +224,12 @@ impl<M: SharedMemory> Guest<M> {
         }
     }
 
+    /// Whether a channel takes a message now: none that is sent is [`SendError::Full`] then. If it is open and does not,
+    /// [`Event::Writable`] follows when it does.
+    pub fn has_room(&mut self, id: ChannelId) -> bool {
+        self.end.has_room(id)
+    }
+
     /// Sends a message that wants no answer.
     ///
     /// # Errors
