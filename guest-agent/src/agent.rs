@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use enhanced_session::class::Class;
 use enhanced_session::control::Reason;
-use enhanced_session::endpoint::{ChannelId, Event, OfferInfo, OpenError, Preference, SendError, Transport};
+use enhanced_session::endpoint::{ChannelId, Event, OfferInfo, OpenError, Preference, Transport};
 use enhanced_session::message::{Message, Txid};
 use tracing::{debug, info, warn};
 
@@ -48,10 +48,6 @@ struct Open {
     service: Box<dyn Service>,
     since: Instant,
     is_watched: bool,
-    /// What the channel was too full for.
-    held: Option<Outgoing>,
-    /// Whether the channel takes messages, as far as known.
-    has_room: bool,
 }
 
 impl Agent {
@@ -80,7 +76,7 @@ impl Agent {
         let Some(channel) = self.channels.get_mut(&id) else { return };
         let Some(service) = services::open(channel.class, now, &self.health) else { return };
         info!(class = %channel.class, ?transport, "open");
-        let mut open = Open { service, since: now, is_watched: false, held: None, has_room: true };
+        let mut open = Open { service, since: now, is_watched: false };
         open.watch(id, poller);
         channel.state = State::Open(Box::new(open));
     }
@@ -141,7 +137,7 @@ impl Agent {
                 Message::Request(txid, bytes) => open.service.handle(now, Incoming::Request(txid.0, bytes)),
                 Message::Reset => {
                     if let Some(service) = services::open(*class, now, &self.health) {
-                        (open.service, open.held, open.is_watched) = (service, None, false);
+                        (open.service, open.is_watched) = (service, false);
                     }
                     Ok(())
                 }
@@ -187,15 +183,10 @@ impl Tenant for Agent {
                     open.watch(id, poller);
                 }
             }
-            Event::Writable(id) => {
-                if let Some(Channel { state: State::Open(open), .. }) = self.channels.get_mut(&id) {
-                    open.has_room = true;
-                }
-            }
             Event::Faulted { id, what } => debug!(channel = %id, %what, "the host broke a rule"),
             Event::PeerError { code, text } => debug!(?code, text, "the host complains"),
             Event::OffersDone => debug!(channels = self.channels.len(), "all offers"),
-            // No class with pictures is opened.
+            // Room is found when something is to be sent; and no class with pictures is opened.
             _ => {}
         }
     }
@@ -269,21 +260,17 @@ impl Open {
         }
     }
 
+    /// Sends what the service has to say, until the channel is full.
     fn flush(&mut self, id: ChannelId, endpoint: &mut Endpoint) {
-        while self.has_room {
-            let Some(outgoing) = self.held.take().or_else(|| self.service.poll_output()) else { return };
-            let sent = match &outgoing {
-                Outgoing::Message(bytes) => endpoint.send(id, bytes.clone()),
-                Outgoing::Completion(txid, bytes) => endpoint.complete(id, Txid(*txid), bytes.clone()),
+        while endpoint.has_room(id) {
+            let sent = match self.service.poll_output() {
+                Some(Outgoing::Message(bytes)) => endpoint.send(id, bytes),
+                Some(Outgoing::Completion(txid, bytes)) => endpoint.complete(id, Txid(txid), bytes),
+                None => return,
             };
-            match sent {
-                Ok(()) => {}
-                Err(SendError::Full) => {
-                    self.has_room = false;
-                    self.held = Some(outgoing);
-                }
+            if let Err(error) = sent {
                 // The channel is about to be closed, or the host forgot its request.
-                Err(error) => debug!(%error, channel = %id, "not sent"),
+                debug!(%error, channel = %id, "not sent");
             }
         }
     }
