@@ -57,8 +57,7 @@ impl Port {
     ///
     /// When there is none, or it cannot be opened.
     pub fn find() -> Result<Self, PortError> {
-        let node = find_node(Path::new("/dev"), Path::new("/sys/class/virtio-ports")).ok_or(PortError::Absent)?;
-        Self::open(&node)
+        Self::open(&find_node(PORT_NAME).ok_or(PortError::Absent)?)
     }
 
     /// Opens the port that has this device node.
@@ -127,16 +126,21 @@ fn transfer(result: rustix::io::Result<usize>) -> io::Result<Transfer> {
     }
 }
 
+/// The device node of the port that the host calls `name`.
+#[must_use]
+pub fn find_node(name: &str) -> Option<PathBuf> {
+    find_node_in(Path::new("/dev"), Path::new("/sys/class/virtio-ports"), name)
+}
+
 /// By udev's link where there is one, else by the name that the driver shows.
-fn find_node(dev: &Path, class: &Path) -> Option<PathBuf> {
-    let link = dev.join("virtio-ports").join(PORT_NAME);
+fn find_node_in(dev: &Path, class: &Path, name: &str) -> Option<PathBuf> {
+    let link = dev.join("virtio-ports").join(name);
     if link.exists() {
         return Some(link);
     }
     let ports = fs::read_dir(class).ok()?.flatten();
-    let named = |port: &fs::DirEntry| {
-        fs::read_to_string(port.path().join("name")).is_ok_and(|name| name.trim_end() == PORT_NAME)
-    };
+    let named =
+        |port: &fs::DirEntry| fs::read_to_string(port.path().join("name")).is_ok_and(|shown| shown.trim_end() == name);
     ports.filter(named).map(|port| dev.join(port.file_name())).next()
 }
 
@@ -160,12 +164,12 @@ mod tests {
             fs::create_dir_all(class.join(port)).unwrap();
             fs::write(class.join(port).join("name"), name).unwrap();
         }
-        assert_eq!(find_node(&dev, &class), Some(dev.join("vport2p3")));
+        assert_eq!(find_node_in(&dev, &class, PORT_NAME), Some(dev.join("vport2p3")));
         fs::create_dir_all(dev.join("virtio-ports")).unwrap();
         fs::write(dev.join("virtio-ports").join(PORT_NAME), "").unwrap();
-        assert_eq!(find_node(&dev, &class), Some(dev.join("virtio-ports").join(PORT_NAME)));
+        assert_eq!(find_node_in(&dev, &class, PORT_NAME), Some(dev.join("virtio-ports").join(PORT_NAME)));
         fs::remove_dir_all(&root).unwrap();
-        assert_eq!(find_node(&dev, &class), None);
+        assert_eq!(find_node_in(&dev, &class, PORT_NAME), None);
     }
 
     #[test]

@@ -2,7 +2,12 @@
 //! message back. What it sends is what it understood: messages are decoded and encoded anew. So a test of the whole
 //! way sees every class opened and used, also those that the agent has no service for.
 //!
+//! For measurements a host can order messages ([`drill`]), and has the bytes of a second port back ([`raw_echo`]).
+//!
 //! It takes the agent's options, and needs the port for itself.
+
+mod drill;
+mod raw_echo;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -14,14 +19,16 @@ use enhanced_session::class::{
     video,
 };
 use enhanced_session::control::Reason;
-use enhanced_session::endpoint::{ChannelId, Event, Preference, SendError};
-use enhanced_session::message::{Message, Txid};
+use enhanced_session::endpoint::{ChannelId, Event, Preference};
+use enhanced_session::message::Message;
 use enhanced_session::wire::Malformed;
 use guest_agent::bus::{Bus, BusConfig, Endpoint, Tenant};
 use guest_agent::log;
 use guest_agent::options::{Command, Options, TransportChoice};
 use guest_agent::poller::{Poller, Signals};
 use tracing::{Level, info, warn};
+
+use drill::{Drill, Order};
 
 const NAME: &str = "fanlight-bus-exercise";
 
@@ -48,6 +55,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
     log::start(NAME, if options.verbose { Level::DEBUG } else { Level::INFO });
     let transport = options.transport_of_system()?;
     let signals = Signals::take_over().context("cannot take signals over")?;
+    raw_echo::start();
     let bus = Bus::new(BusConfig::of_system(NAME, transport, options.port.clone())).context("cannot start")?;
     bus.run(&signals, &mut Echo { transport, channels: BTreeMap::new() }).context("cannot go on")
 }
@@ -61,15 +69,15 @@ struct Echo {
 struct Channel {
     class: Class,
     is_open: bool,
-    /// What the channel was too full for. Nothing more is taken meanwhile.
-    held: Option<Message>,
+    /// What is to be sent before anything more is taken.
+    order: Option<Order>,
 }
 
 impl Tenant for Echo {
     fn handle_event(&mut self, _: Instant, event: Event, endpoint: &mut Endpoint, _: &Poller) {
         match event {
             Event::Offered(offer) => {
-                self.channels.insert(offer.id, Channel { class: offer.class, is_open: false, held: None });
+                self.channels.insert(offer.id, Channel { class: offer.class, is_open: false, order: None });
                 let preference = match self.transport {
                     TransportChoice::Ring if !offer.has_rings => return warn!(class = %offer.class, "has no rings"),
                     TransportChoice::Auto | TransportChoice::Ring => Preference::Ring,
@@ -88,7 +96,7 @@ impl Tenant for Echo {
             Event::Closed { id, reason } => {
                 if let Some(channel) = self.channels.get_mut(&id) {
                     info!(class = %channel.class, ?reason, "closed");
-                    (channel.is_open, channel.held) = (false, None);
+                    (channel.is_open, channel.order) = (false, None);
                 }
             }
             Event::Rescinded { id, .. } => drop(self.channels.remove(&id)),
@@ -124,43 +132,52 @@ impl Tenant for Echo {
 impl Channel {
     /// Sends back what there is, until the channel is full.
     fn answer_all(&mut self, id: ChannelId, endpoint: &mut Endpoint) {
-        while let Some(message) = self.held.take().or_else(|| self.next_answer(id, endpoint)) {
-            let sent = match &message {
-                Message::Completion(txid, bytes) => endpoint.complete(id, *txid, bytes.clone()),
-                Message::Data(bytes) => endpoint.send(id, bytes.clone()),
+        while endpoint.has_room(id) {
+            let Some(answer) = self.next_answer(id, endpoint) else { return };
+            let sent = match answer {
+                Message::Completion(txid, bytes) => endpoint.complete(id, txid, bytes),
+                Message::Data(bytes) => endpoint.send(id, bytes),
                 Message::Fin => endpoint.finish(id),
                 Message::Request(..) | Message::Reset => Ok(()),
             };
-            match sent {
-                Ok(()) => {}
-                Err(SendError::Full) => {
-                    self.held = Some(message);
-                    return;
-                }
-                Err(error) => warn!(class = %self.class, %error, "not sent back"),
+            if let Err(error) = sent {
+                warn!(class = %self.class, %error, "not sent back");
             }
         }
     }
 
-    /// What to send for the next message that can be answered.
-    fn next_answer(&self, id: ChannelId, endpoint: &mut Endpoint) -> Option<Message> {
+    /// What was ordered, or what to send for the next message that can be answered.
+    fn next_answer(&mut self, id: ChannelId, endpoint: &mut Endpoint) -> Option<Message> {
         loop {
+            if let Some(item) = self.order.as_mut().and_then(Order::item) {
+                return Some(Message::Data(item));
+            }
             let answer = match endpoint.receive(id)? {
-                Message::Data(bytes) => encode_anew(self.class, &bytes).map(Message::Data),
-                Message::Request(Txid(txid), bytes) => {
-                    encode_request_anew(self.class, &bytes).map(|bytes| Message::Completion(Txid(txid), bytes))
+                Message::Data(bytes) => self.answer(&bytes),
+                Message::Request(txid, bytes) => {
+                    encode_request_anew(self.class, &bytes).map(|bytes| Some(Message::Completion(txid, bytes)))
                 }
-                Message::Fin => Ok(Message::Fin),
-                Message::Completion(..) | Message::Reset => continue,
+                Message::Fin => Ok(Some(Message::Fin)),
+                Message::Completion(..) | Message::Reset => Ok(None),
             };
             match answer {
-                Ok(answer) => return Some(answer),
+                Ok(None) => {}
+                Ok(answer) => return answer,
                 Err(error) => {
                     warn!(class = %self.class, %error, "closing the channel");
                     endpoint.close(id, Reason::Fault);
                 }
             }
         }
+    }
+
+    fn answer(&mut self, bytes: &[u8]) -> Result<Option<Message>, Malformed> {
+        match Drill::decode(bytes)? {
+            Some(Drill::Order(order)) => self.order = Some(order),
+            Some(Drill::Filler) => {}
+            None => return encode_anew(self.class, bytes).map(|bytes| Some(Message::Data(bytes))),
+        }
+        Ok(None)
     }
 }
 
