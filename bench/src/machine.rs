@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// Ticks of /proc/stat per second; the kernel's own constant for user space (USER_HZ).
 const TICKS: f64 = 100.0;
@@ -65,6 +65,23 @@ pub(crate) fn processor_time(pid: u32) -> Result<Duration> {
     Ok(Duration::from_nanos(total))
 }
 
+/// How often the threads of a process, of those that still live, have waited: each time one was woken for.
+pub(crate) fn wakes(pid: u32) -> Result<u64> {
+    let mut texts = String::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("process {pid} is gone"))? {
+        texts += &fs::read_to_string(task?.path().join("status")).unwrap_or_default();
+    }
+    count_wakes(&texts)
+}
+
+/// The same out of the `status` of each thread.
+pub(crate) fn count_wakes(texts: &str) -> Result<u64> {
+    let counts = texts.lines().filter_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    let counts: Vec<u64> = counts.map(|count| count.trim().parse()).collect::<Result<_, _>>()?;
+    ensure!(!counts.is_empty(), "no thread in {texts:?}");
+    Ok(counts.iter().sum())
+}
+
 /// Memory of a process.
 pub(crate) fn memory(pid: u32) -> Result<Memory> {
     let read = |file: &str| {
@@ -120,6 +137,16 @@ mod tests {
         let before = processor_time(std::process::id()).unwrap();
         while processor_time(std::process::id()).unwrap() < before + Duration::from_millis(20) {}
         assert!(span.foreign().unwrap() < 64.0);
+    }
+
+    #[test]
+    fn each_wait_of_each_thread_is_a_wake_up() {
+        let status = "Name:\tagent\nvoluntary_ctxt_switches:\t40\nnonvoluntary_ctxt_switches:\t7\n";
+        assert_eq!(count_wakes(&status.repeat(2)).unwrap(), 80);
+        assert!(count_wakes("").is_err());
+        let before = wakes(std::process::id()).unwrap();
+        std::thread::sleep(Duration::from_millis(1));
+        assert!(wakes(std::process::id()).unwrap() > before);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use fanlight_tests::environment::environment;
 use fanlight_tests::gateway::{Gateway, Person};
-use fanlight_tests::guest::Guest;
+use fanlight_tests::guest::{Guest, Machine};
 use serde::Deserialize;
 
 use crate::machine::Span;
@@ -43,10 +43,20 @@ pub(crate) struct Latency {
 impl World {
     /// Starts a gateway with guests of these names, and waits for their prompts.
     pub(crate) fn start(names: &[&str]) -> Result<Self> {
-        eprintln!("starting a gateway and {} guests", names.len());
+        Self::start_with(&names.iter().map(|name| (*name, Machine::default())).collect::<Vec<_>>())
+    }
+
+    /// The same with one guest that is not as usual.
+    pub(crate) fn start_on(name: &str, machine: Machine) -> Result<Self> {
+        Self::start_with(&[(name, machine)])
+    }
+
+    fn start_with(machines: &[(&str, Machine)]) -> Result<Self> {
+        eprintln!("starting a gateway and {} guests", machines.len());
         let gateway = Gateway::start()?;
         let person = gateway.add_user("bench", "ZGlmZmljdWx0", None)?;
-        let guests = names.iter().map(|name| gateway.create_guest(name)).collect::<Result<Vec<_>>>()?;
+        let create = |(name, machine): &(&str, Machine)| gateway.create_guest_on(name, *machine);
+        let guests = machines.iter().map(create).collect::<Result<Vec<_>>>()?;
         for guest in &guests {
             guest.request("start")?;
         }
