@@ -54,7 +54,7 @@ fn run(chosen: &[String]) -> Result<bool> {
 async fn measure(name: &str) -> Result<Report> {
     match name {
         "codecs" => codecs::run(),
-        "bus" => bus::run(),
+        "bus" => bus::run().await,
         "first-picture" => first_picture::run().await,
         "glyph" => glyph::run().await,
         "idle" => idle::run().await,
