@@ -17,6 +17,7 @@ use crate::disks::Disks;
 use crate::engine::Version;
 use crate::jobs::{Jobs, JobsError};
 use crate::lifecycle::RequestError;
+use crate::memory::{self, Board, HostMemoryView, MemoryConfig};
 use crate::vm::Vm;
 
 /// How a host is set up.
@@ -32,6 +33,8 @@ pub struct HostConfig {
     pub qemu: Option<PathBuf>,
     /// How long things may take.
     pub deadlines: Deadlines,
+    /// How the memory of VMs is managed.
+    pub memory: MemoryConfig,
 }
 
 /// How long things may take before they have failed.
@@ -66,6 +69,7 @@ pub struct Host {
 pub(crate) struct HostShared {
     pub(crate) config: HostConfig,
     pub(crate) qemu: PathBuf,
+    pub(crate) memory: Arc<Board>,
     probed: OnceCell<AcceleratorReport>,
     version: OnceCell<Option<Version>>,
 }
@@ -117,7 +121,8 @@ impl HostConfig {
     pub fn new(definitions: impl Into<PathBuf>, runtime: impl Into<PathBuf>) -> Self {
         let definitions = definitions.into();
         let jobs = definitions.with_file_name("jobs");
-        Self { definitions, runtime: runtime.into(), jobs, qemu: None, deadlines: Deadlines::default() }
+        let (deadlines, memory) = (Deadlines::default(), MemoryConfig::default());
+        Self { definitions, runtime: runtime.into(), jobs, qemu: None, deadlines, memory }
     }
 }
 
@@ -153,7 +158,10 @@ impl Host {
             .map_err(|error| HostError::Io { path: config.definitions.clone(), error })?;
         let qemu = config.qemu.clone().unwrap_or_else(|| "qemu-system-x86_64".into());
         let jobs = Jobs::open(&config.jobs)?;
-        let shared = Arc::new(HostShared { config, qemu, probed: OnceCell::new(), version: OnceCell::new() });
+        let memory = Arc::new(Board::new(config.memory));
+        tokio::spawn(memory::run(Arc::downgrade(&memory)));
+        let (probed, version) = (OnceCell::new(), OnceCell::new());
+        let shared = Arc::new(HostShared { config, qemu, memory, probed, version });
         let host = Self { shared, machines: Arc::default(), jobs };
         let mut waits = Vec::new();
         for file in files {
@@ -242,6 +250,13 @@ impl Host {
     #[must_use]
     pub fn problems(&self) -> Vec<DefinitionError> {
         lock(&self.machines.problems).clone()
+    }
+
+    /// The host's memory at the last tick; none while no VM with dynamic memory is on. What each VM has is told by
+    /// [`Vm::memory`].
+    #[must_use]
+    pub fn memory(&self) -> Option<HostMemoryView> {
+        self.shared.memory.view()
     }
 
     /// Which accelerator works here. The first call finds out, which takes seconds at most.

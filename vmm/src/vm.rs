@@ -8,10 +8,11 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::bus::{BusPort, BusShared};
-use crate::definition::Definition;
+use crate::definition::{Definition, DynamicMemory, InvalidDefinition};
 use crate::display::{Console, Display};
 use crate::host::HostShared;
 use crate::lifecycle::{Connections, Driver, Message, Request, RequestError, Snapshot, SnapshotTag, Status, VmState};
+use crate::memory::{Account, MemoryReport, MemorySettings, VmMemoryView};
 
 /// Messages that wait for a driver; who sends more waits.
 const MAX_MESSAGES: usize = 32;
@@ -30,6 +31,7 @@ struct VmShared {
     definition: Arc<Definition>,
     display: Arc<Display>,
     bus: Arc<BusShared>,
+    memory: Arc<Account>,
     messages: mpsc::Sender<Message>,
     status: watch::Receiver<Status>,
 }
@@ -43,11 +45,12 @@ impl Vm {
         let (messages, receiver) = mpsc::channel(MAX_MESSAGES);
         let (status, watch) = watch::channel(Status::new(VmState::Created));
         let (ready, is_ready) = oneshot::channel();
-        let connections = Connections { display: display.clone(), bus: bus.clone() };
+        let memory = host.memory.open(&definition, watch.clone(), messages.downgrade());
+        let connections = Connections { display: display.clone(), bus: bus.clone(), memory: memory.clone() };
         let driver = Driver::new(host, definition.clone(), file, connections, receiver, status);
         let span = tracing::info_span!("vm", name = definition.name);
         tokio::spawn(driver.run(ready).instrument(span));
-        (Self { shared: Arc::new(VmShared { definition, display, bus, messages, status: watch }) }, is_ready)
+        (Self { shared: Arc::new(VmShared { definition, display, bus, memory, messages, status: watch }) }, is_ready)
     }
 
     /// What people call it.
@@ -172,6 +175,36 @@ impl Vm {
         let (reply, answer) = oneshot::channel();
         self.shared.messages.send(Message::Snapshots { reply }).await.map_err(|_| "the host has ended")?;
         answer.await.map_err(|_| "the host has ended")?
+    }
+
+    /// How its memory was at the last tick; none while it is off, or when its memory is always the same.
+    #[must_use]
+    pub fn memory(&self) -> Option<VmMemoryView> {
+        self.shared.memory.view()
+    }
+
+    /// What its owner wants of its memory now; none when that is always the same.
+    #[must_use]
+    pub fn memory_settings(&self) -> Option<MemorySettings> {
+        self.shared.memory.settings()
+    }
+
+    /// Takes in what the agent in its guest says of the memory. It counts before what the balloon says, as long as it
+    /// comes at least every five seconds.
+    pub fn report_memory(&self, report: MemoryReport) {
+        self.shared.memory.report(report);
+    }
+
+    /// Changes between which limits its memory is, with which buffer and weight, from the next tick on. Until it is
+    /// started again it gets no more than its devices have room for. The definition stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// When the definition says that its memory is always the same, or the settings cannot be.
+    pub fn change_memory(&self, wanted: DynamicMemory) -> Result<(), InvalidDefinition> {
+        let definition = Definition { dynamic_memory: Some(wanted), ..Definition::clone(&self.shared.definition) };
+        definition.validate()?;
+        self.shared.memory.change(definition.memory_settings())
     }
 
     /// Its first screen, with keyboard and pointer.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::memory::MemoryPart;
 use super::parse::About;
 use super::{
     BUS_MEMORY_MIB, Boot, Definition, Disk, DiskBus, DiskFormat, IDE_PORTS, MAX_DISKS, MAX_NAME, MEMORY_MIB, MONITORS,
@@ -22,6 +23,12 @@ pub(super) struct Problem {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidDefinition(String);
+
+impl InvalidDefinition {
+    pub(crate) fn new(reason: impl Into<String>) -> Self {
+        Self(reason.into())
+    }
+}
 
 impl Definition {
     /// Checks what the types alone do not: ranges, names, paths and what excludes each other.
@@ -60,7 +67,13 @@ impl Definition {
     fn number_problem(&self) -> Option<Problem> {
         if !MEMORY_MIB.contains(&self.memory) {
             let (least, most) = (MEMORY_MIB.start(), MEMORY_MIB.end());
-            return problem(About::Memory, format!("`memory` is {least} to {most} MiB, not {}", self.memory));
+            return problem(
+                About::Memory(MemoryPart::Startup),
+                format!("`memory` is {least} to {most} MiB, not {}", self.memory),
+            );
+        }
+        if let Some(found) = self.dynamic_memory.and_then(|dynamic| dynamic.problem(self.memory, self.accelerator)) {
+            return Some(found);
         }
         if !VCPUS.contains(&self.vcpus) {
             return problem(About::Vcpus, format!("`vcpus` is 1 to {}, not {}", VCPUS.end(), self.vcpus));
@@ -175,6 +188,6 @@ fn cmdline_problem(cmdline: &str) -> Option<Problem> {
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "every caller returns the answer as its own")]
-fn problem(about: About, reason: impl Into<String>) -> Option<Problem> {
+pub(super) fn problem(about: About, reason: impl Into<String>) -> Option<Problem> {
     Some(Problem { about, reason: reason.into() })
 }

@@ -2,10 +2,12 @@
 //!
 //! * this file: the values,
 //! * [`parse`](Definition::parse): text → [`Definition`], or [`DefinitionError`] with file, line and column,
+//! * `memory`: memory that is always the same, or follows the guest's need,
 //! * `check`: what no value may say,
 //! * `write`: [`Definition`] → text, and the atomic replacement of a file.
 
 mod check;
+mod memory;
 mod parse;
 mod write;
 
@@ -16,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use check::InvalidDefinition;
+pub use memory::{DynamicMemory, MEMORY_BUFFER, MEMORY_WEIGHT, MemoryDevices};
 pub use parse::DefinitionError;
 pub(crate) use write::{replace_file, sync_folder};
 
@@ -45,8 +48,10 @@ pub struct Definition {
     pub name: String,
     /// What programs call it; never changes.
     pub uuid: Uuid,
-    /// Memory in MiB.
+    /// Memory in MiB: always, or to start with.
     pub memory: u32,
+    /// How it follows the guest's need; none: it does not.
+    pub dynamic_memory: Option<DynamicMemory>,
     /// Virtual processors.
     pub vcpus: u8,
     /// How the processors are run.
@@ -73,6 +78,7 @@ impl Definition {
             name: name.into(),
             uuid,
             memory: 512,
+            dynamic_memory: None,
             vcpus: 1,
             accelerator: Accelerator::Auto,
             monitors: 1,

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use uuid::Uuid;
 
+use super::memory::{MemoryKey, MemoryPart, MemorySpans};
 use super::{Accelerator, Boot, Bus, Definition, Disk, DiskBus, DiskFormat, Network, Provider, Session};
 
 /// Largest definition that is read, in bytes.
@@ -82,7 +83,7 @@ impl Definition {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum About {
     Name,
-    Memory,
+    Memory(MemoryPart),
     Vcpus,
     Monitors,
     BusMemory,
@@ -100,7 +101,7 @@ pub(super) enum About {
 struct File {
     name: Spanned<String>,
     uuid: Spanned<String>,
-    memory: Spanned<u32>,
+    memory: Spanned<MemoryKey>,
     #[serde(default = "one")]
     vcpus: Spanned<u8>,
     #[serde(default = "auto")]
@@ -168,7 +169,8 @@ impl File {
         Ok(Definition {
             name: self.name.into_inner(),
             uuid,
-            memory: self.memory.into_inner(),
+            memory: self.memory.get_ref().startup(),
+            dynamic_memory: self.memory.get_ref().dynamic(),
             vcpus: self.vcpus.into_inner(),
             accelerator: self.accelerator,
             monitors: self.monitors.into_inner(),
@@ -226,7 +228,7 @@ impl DiskTable {
 /// Where each value stands in the file.
 struct Spans {
     name: Range<usize>,
-    memory: Range<usize>,
+    memory: MemorySpans,
     vcpus: Range<usize>,
     monitors: Range<usize>,
     bus_memory: Range<usize>,
@@ -244,7 +246,7 @@ impl Spans {
         let boot = boot.map(Spanned::get_ref);
         Self {
             name: file.name.span(),
-            memory: file.memory.span(),
+            memory: MemorySpans::of(&file.memory),
             vcpus: file.vcpus.span(),
             monitors: file.monitors.span(),
             bus_memory: file.bus.memory.as_ref().map(Spanned::span).unwrap_or_default(),
@@ -259,7 +261,7 @@ impl Spans {
     fn find(&self, about: About) -> Range<usize> {
         let found = match about {
             About::Name => Some(&self.name),
-            About::Memory => Some(&self.memory),
+            About::Memory(part) => Some(self.memory.find(part)),
             About::Vcpus => Some(&self.vcpus),
             About::Monitors => Some(&self.monitors),
             About::BusMemory => Some(&self.bus_memory),
@@ -293,6 +295,7 @@ fn virtio() -> DiskBus {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::definition::DynamicMemory;
 
     const HEAD: &str = "name = \"demo\"\nuuid = \"6fa9d1d2-0a37-4d7b-8f6e-0c6c3f5b2a11\"\nmemory = 256\n";
 
@@ -334,6 +337,18 @@ mod tests {
     }
 
     #[test]
+    fn memory_is_a_number_or_a_table() {
+        let head = HEAD.replace("memory = 256\n", "");
+        let table = "startup = 512\nminimum = 256\nmaximum = 2048\nbuffer = 30\nweight = 100\n";
+        let definition = parse(&format!("{head}[memory]\n{table}")).expect("valid");
+        let expected = DynamicMemory { buffer: 30, weight: 100, ..DynamicMemory::between(256, 2048) };
+        assert_eq!((definition.memory, definition.dynamic_memory), (512, Some(expected)));
+        let short = parse(&HEAD.replace("256", "{ startup = 512, maximum = 1024 }")).expect("valid");
+        assert_eq!(short.dynamic_memory, Some(DynamicMemory::between(512, 1024)));
+        assert_eq!(parse(HEAD).expect("valid").dynamic_memory, None);
+    }
+
+    #[test]
     fn a_refusal_says_where_and_why() {
         let cases = [
             ("name = ", "demo.toml:1:8: "),
@@ -348,8 +363,27 @@ mod tests {
             (&format!("{HEAD}accelerator = \"hvf\"\n"), "demo.toml:4:15: unknown variant `hvf`"),
             (&format!("{HEAD}name = \"again\"\n"), "demo.toml:4:1: duplicate key"),
             (&HEAD.replace("256", "0"), "demo.toml:3:10: `memory` is 16 to 1048576 MiB, not 0"),
-            (&HEAD.replace("256", "\"1G\""), "demo.toml:3:10: invalid type: string \"1G\", expected u32"),
-            (&HEAD.replace("256", "-1"), "demo.toml:3:10: invalid value: integer `-1`, expected u32"),
+            (&HEAD.replace("256", "\"1G\""), "demo.toml:3:10: invalid type: string \"1G\", expected MiB or a table"),
+            (&HEAD.replace("256", "-1"), "demo.toml:3:10: invalid value: integer `-1`, expected MiB or a table"),
+            (&HEAD.replace("256", "{ minimum = 64 }"), "demo.toml:3:10: missing field `startup`"),
+            (&HEAD.replace("256", "{ startup = 4 }"), "demo.toml:3:22: `memory` is 16 to 1048576 MiB, not 4"),
+            (&HEAD.replace("256", "{ startup = 64, top = 4 }"), "demo.toml:3:26: unknown field `top`"),
+            (
+                &HEAD.replace("256", "{ startup = 64, minimum = 65 }"),
+                "demo.toml:3:36: `minimum` is 16 to `startup` (64) MiB, not 65",
+            ),
+            (
+                &HEAD.replace("256", "{ startup = 64, maximum = 63 }"),
+                "demo.toml:3:36: `maximum` is `startup` (64) to 1048576 MiB, not 63",
+            ),
+            (&HEAD.replace("256", "{ startup = 64, buffer = 4 }"), "demo.toml:3:35: `buffer` is 5 to 2000 %, not 4"),
+            (&HEAD.replace("256", "{ startup = 64, weight = 10001 }"), "demo.toml:3:35: `weight` is 0 to 10000"),
+            (&HEAD.replace("256", "{ startup = 64, weight = -1 }"), "demo.toml:3:35: invalid value: integer `-1`"),
+            (&HEAD.replace("256", "{ startup = 64, devices = \"xen\" }"), "demo.toml:3:36: unknown variant `xen`"),
+            (
+                &format!("{}accelerator = \"tcg\"\n", HEAD.replace("256", "{ startup = 64, devices = \"hyperv\" }")),
+                "demo.toml:3:36: `devices = \"hyperv\"` needs KVM",
+            ),
             (&HEAD.replace("demo", "a/b"), "demo.toml:1:8: `name` may not have '/'"),
             (&HEAD.replace("demo", ".."), "demo.toml:1:8: `name` "),
             (&HEAD.replace("demo", ""), "demo.toml:1:8: `name` is empty"),

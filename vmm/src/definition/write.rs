@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::memory::MemoryFile;
 use super::{Accelerator, Boot, Definition, Disk, DiskBus, DiskFormat, Network, Provider};
 
 impl Definition {
@@ -25,11 +26,12 @@ impl Definition {
         let file = FileTable {
             name: &self.name,
             uuid: self.uuid.to_string(),
-            memory: self.memory,
+            memory: self.dynamic_memory.is_none().then_some(self.memory),
             vcpus: self.vcpus,
             accelerator: self.accelerator,
             monitors: self.monitors,
             network: self.network,
+            dynamic_memory: MemoryFile::of(self),
             bus: BusTable { enabled: self.bus.enabled, memory: self.bus.memory },
             session: SessionTable { input: self.session.input },
             boot,
@@ -71,11 +73,15 @@ fn write_synced(path: &Path, text: &str) -> io::Result<()> {
 struct FileTable<'a> {
     name: &'a str,
     uuid: String,
-    memory: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<u32>,
     vcpus: u8,
     accelerator: Accelerator,
     monitors: u8,
     network: Network,
+    /// The same key; a table stands after all values.
+    #[serde(rename = "memory", skip_serializing_if = "Option::is_none")]
+    dynamic_memory: Option<MemoryFile>,
     bus: BusTable,
     session: SessionTable,
     boot: BootTable<'a>,
@@ -129,7 +135,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::definition::{Bus, Session};
+    use crate::definition::{Bus, DynamicMemory, MemoryDevices, Session};
 
     fn path() -> impl Strategy<Value = PathBuf> {
         "/[a-zA-Z0-9 ,=\"'\\\\é/._-]{1,40}".prop_map(PathBuf::from)
@@ -165,12 +171,28 @@ mod tests {
         (any::<bool>(), memory, input).prop_map(|(enabled, memory, input)| (Bus { enabled, memory }, Session { input }))
     }
 
+    fn memory() -> impl Strategy<Value = (u32, Option<DynamicMemory>)> {
+        let devices = prop_oneof![Just(MemoryDevices::Virtio), Just(MemoryDevices::HyperV)];
+        let table = (8_u32..3000, 200_u32..8000, 0_u16..2100, 0_u16..10_100, devices);
+        (16_u32..5000, proptest::option::of(table)).prop_map(|(memory, table)| {
+            let dynamic = table.map(|(minimum, maximum, buffer, weight, devices)| DynamicMemory {
+                minimum,
+                maximum,
+                buffer,
+                weight,
+                devices,
+            });
+            (memory, dynamic)
+        })
+    }
+
     fn definition() -> impl Strategy<Value = Definition> {
-        let numbers = (16_u32..5000, 0_u8..40, 0_u8..20);
+        let numbers = (memory(), 0_u8..40, 0_u8..20);
         let disks = proptest::collection::vec(disk(), 0..5);
         ("[a-zA-Z0-9 ._-]{1,20}", any::<u128>(), numbers, bus(), boot(), disks).prop_map(
-            |(name, uuid, (memory, vcpus, monitors), (bus, session), boot, disks)| Definition {
+            |(name, uuid, ((memory, dynamic_memory), vcpus, monitors), (bus, session), boot, disks)| Definition {
                 memory,
+                dynamic_memory,
                 vcpus,
                 monitors,
                 bus,

@@ -5,6 +5,7 @@ use serde_json::json;
 use super::Version;
 use super::process::{BUS_MEMORY_FD, BUS_PORT_FD};
 use crate::definition::{Accelerator, Boot, Bus, Definition, Disk, DiskBus, DiskFormat, Network};
+use crate::memory::{BALLOON, Hardware};
 
 /// The name QMP knows the primary display device by.
 pub(crate) const DISPLAY_DEVICE: &str = "gpu0";
@@ -16,6 +17,9 @@ pub(crate) const TABLET_DEVICE: &str = "tablet0";
 pub(crate) const BUS_PORT: &str = "busport0";
 /// And what that port is connected to.
 pub(crate) const BUS_CHARDEV: &str = "bus0";
+
+/// What Windows, and QEMU's VMBus, want of the processor.
+const HYPER_V: &str = ",hv-relaxed,hv-vapic,hv-spinlocks=0x1fff,hv-vpindex,hv-runtime,hv-time,hv-synic,hv-stimer";
 
 /// Where the guest finds the memory of the bus. Far from the devices that QEMU places itself, from 1 on, and from those of
 /// the chipset.
@@ -98,10 +102,12 @@ impl Arguments {
         self.option("-machine", "q35,memory-backend=ram0");
         // Shared, so that later a vhost-user device can be given the guest's memory.
         self.option("-object", format!("memory-backend-memfd,id=ram0,size={}M,share=on", definition.memory));
-        self.option("-m", format!("{}M", definition.memory));
+        let hardware = Hardware::of(definition);
+        self.option("-m", hardware.map_or_else(|| format!("{}M", definition.memory), |hardware| hardware.size()));
         self.option("-smp", definition.vcpus.to_string());
         self.option("-accel", if accelerator == Accelerator::Kvm { "kvm" } else { "tcg,thread=multi" });
-        self.option("-cpu", cpu(accelerator));
+        let hyper_v = hardware.is_some_and(|hardware| hardware.is_hyper_v());
+        self.option("-cpu", format!("{}{}", cpu(accelerator), if hyper_v { HYPER_V } else { "" }));
         self.option("-rtc", "base=utc");
     }
 
@@ -124,7 +130,10 @@ impl Arguments {
         self.device(format!("virtio-tablet-pci,id={TABLET_DEVICE}"));
         self.device("qemu-xhci,id=usb0,p2=8,p3=8");
         self.device("virtio-serial-pci,id=serial0");
-        self.device("virtio-balloon-pci,id=balloon0,deflate-on-oom=on");
+        match Hardware::of(definition) {
+            Some(hardware) => hardware.devices().into_iter().for_each(|(option, value)| self.option(option, value)),
+            None => self.device(format!("virtio-balloon-pci,id={BALLOON},deflate-on-oom=on")),
+        }
         if definition.network == Network::User {
             self.option("-netdev", "user,id=net0");
             self.device(format!("virtio-net-pci,id=nic0,netdev=net0,mac={}", mac(definition)));

@@ -15,6 +15,7 @@ use crate::definition::Bus;
 use crate::display::{Display, Link};
 use crate::engine::{BUS_CHARDEV, Event, Exit, Inherited, Process, Qmp, QmpError, RuntimeFolder};
 use crate::host::Deadlines;
+use crate::memory::Account;
 
 /// Lines of QEMU's output that a reason quotes.
 const REASON_LINES: usize = 6;
@@ -37,6 +38,7 @@ pub(super) struct Machine {
 pub(crate) struct Connections {
     pub(crate) display: Arc<Display>,
     pub(crate) bus: Arc<BusShared>,
+    pub(crate) memory: Arc<Account>,
 }
 
 /// The QEMU to start.

@@ -23,6 +23,8 @@ pub struct Decision {
     pub id: Uuid,
     /// What it needs, as far as it has said.
     pub demand: Option<u64>,
+    /// What nobody can take from it now.
+    pub least: u64,
     /// Its part of the pool. All targets together are not more than the pool.
     pub target: u64,
     /// What it is to have until the next tick, on its way to the target.
@@ -54,6 +56,8 @@ pub enum Reason {
     Short,
     /// It needs more than it may have.
     AtMaximum,
+    /// It needs more than it started with, and its guest takes no more.
+    CannotGrow,
     /// It gives because another one is in need.
     GivesForNeed,
     /// It gives because another one lacks room.
@@ -81,6 +85,7 @@ impl fmt::Display for Reason {
             Self::Waits => "waits for what others give back",
             Self::Short => "has its share of what there is, and wants more",
             Self::AtMaximum => "has its maximum, and wants more",
+            Self::CannotGrow => "wants more, and its guest takes none: has it a virtio-mem driver?",
             Self::GivesForNeed => "gives: others need it",
             Self::GivesForBuffer => "gives what it can spare to others",
             Self::Reclaimed => "gives back what it has not used for long",

@@ -18,20 +18,33 @@
 //! * `demand`: what a guest needs, told from its reports,
 //! * [`simulation`]: guests and hosts made up, for tests and benchmarks.
 
+mod board;
+mod controller;
 mod decision;
 mod demand;
+mod exchange;
+mod hardware;
 mod pace;
 mod policy;
+mod pool;
 mod share;
 pub mod simulation;
 mod standing;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use std::time::Instant;
 
+pub use board::MemoryConfig;
+pub(crate) use board::{Account, Board};
+pub(crate) use controller::run;
 pub use decision::{Decision, Plan, Reason};
+pub(crate) use exchange::{Facts, converse};
+pub(crate) use hardware::{BALLOON, Hardware, Orders};
 pub use policy::{Observation, Phase, Policy, Tuning};
+pub use pool::{HostMemory, PoolConfig};
+pub use view::{HostMemoryView, Reporter, VmMemoryView};
 
 /// Most a weight can be.
 pub const MAX_WEIGHT: u16 = 10_000;
@@ -62,6 +75,8 @@ pub struct MemoryReport {
     pub swapped_out: Option<u64>,
     /// What was read from its swap files since it started.
     pub swapped_in: Option<u64>,
+    /// How many programs were killed for want of memory since it started.
+    pub killed: Option<u64>,
     /// In how much of the last ten seconds some task waited for memory, in percent; Linux' `some avg10`.
     pub stalled: Option<f32>,
 }

@@ -33,6 +33,8 @@ pub struct Observation {
     pub assigned: u64,
     /// Whether it can change that.
     pub phase: Phase,
+    /// Whether its guest takes more than its start-up memory.
+    pub grows: bool,
     /// What it said last in this run.
     pub sample: Option<Sample>,
 }
@@ -157,17 +159,18 @@ impl Track {
     }
 
     fn standing(&mut self, now: Instant, elapsed: Duration, vm: &Observation, reclaim_after: Duration) -> Standing {
-        let (least, most) = (vm.settings.least(), vm.settings.maximum);
+        let least = vm.settings.least();
+        let most = if vm.grows { vm.settings.maximum } else { vm.settings.startup.max(least).min(vm.settings.maximum) };
         let demand = self.demand.steady_demand().unwrap_or(vm.assigned);
         let need = self.demand.need().unwrap_or(vm.assigned);
         let want = demand.saturating_add(demand.saturating_mul(u64::from(vm.settings.buffer)) / 100).max(need);
-        let at_maximum = want > most;
+        let ceiling = (want > most).then_some(if vm.grows { Reason::AtMaximum } else { Reason::CannotGrow });
         let (need, want) = (need.clamp(least, most), want.clamp(least, most));
         let has = self.level.min(vm.assigned);
         self.note_surplus(now, has, want, reclaim_after);
         let given_back = if self.reclaiming { pace::idle(has, elapsed) } else { 0 };
         let keep = has.saturating_sub(given_back).clamp(want, most);
-        Standing { minimum: least, need, want, keep, at_maximum, ..self.bare(vm) }
+        Standing { minimum: least, need, want, keep, ceiling, ..self.bare(vm) }
     }
 
     fn bare(&self, vm: &Observation) -> Standing {
@@ -184,7 +187,7 @@ impl Track {
             hardship: self.demand.hardship(),
             reclaiming: self.reclaiming,
             maximum: vm.settings.maximum,
-            at_maximum: false,
+            ceiling: None,
             frozen: None,
         }
     }

@@ -226,6 +226,7 @@ impl Running {
             committed: self.guest.lies.then_some(u64::MAX),
             swapped_out: Some(self.swapped),
             swapped_in: Some(self.swapped_in),
+            killed: None,
             stalled: Some(if self.guest.lies { 100.0 } else { 0.0 }),
         };
         let taken = now.checked_sub(Duration::from_millis(500)).unwrap_or(now);
@@ -251,6 +252,7 @@ impl Running {
             run: 0,
             assigned: self.assigned,
             phase: Phase::Running,
+            grows: true,
             sample: self.sample,
         }
     }

@@ -27,8 +27,8 @@ pub(super) struct Standing {
     pub(super) reclaiming: bool,
     /// More it may not have; it may have more when its owner has changed that.
     pub(super) maximum: u64,
-    /// Whether it wants more than that.
-    pub(super) at_maximum: bool,
+    /// Why it can have no more, when it wants more.
+    pub(super) ceiling: Option<Reason>,
     /// Why it is left as it is.
     pub(super) frozen: Option<Reason>,
 }
@@ -117,7 +117,14 @@ impl Standing {
     }
 
     pub(super) fn decision(&self, target: u64, level: u64, urgent: bool) -> Decision {
-        Decision { id: self.id, demand: self.demand, target, level, reason: self.reason(target, level, urgent) }
+        Decision {
+            id: self.id,
+            demand: self.demand,
+            least: self.minimum,
+            target,
+            level,
+            reason: self.reason(target, level, urgent),
+        }
     }
 
     fn reason(&self, target: u64, level: u64, urgent: bool) -> Reason {
@@ -125,7 +132,7 @@ impl Standing {
             return reason;
         }
         let settled = pace::is_trifle(level, target);
-        let is_taking = self.assigned < level && level < target;
+        let is_taking = self.assigned < level && !pace::is_trifle(self.assigned, level);
         if level > self.level || is_taking {
             return if self.level < self.need { Reason::NeedGrows } else { Reason::BufferGrows };
         }
@@ -141,9 +148,8 @@ impl Standing {
             (Ordering::Greater, Some(Hardship::Stalling)) if !settled => Reason::KeptStalling,
             (Ordering::Greater, None) if !settled => Reason::KeptShort,
             (Ordering::Less, _) if !settled => Reason::Waits,
-            _ if self.at_maximum => Reason::AtMaximum,
             _ if level < self.want && !pace::is_trifle(level, self.want) => Reason::Short,
-            _ => Reason::Content,
+            _ => self.ceiling.unwrap_or(Reason::Content),
         }
     }
 }
@@ -172,7 +178,7 @@ mod tests {
                 hardship: None,
                 reclaiming: false,
                 maximum: u64::MAX,
-                at_maximum: false,
+                ceiling: None,
                 frozen: None,
             },
         )

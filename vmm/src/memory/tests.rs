@@ -230,6 +230,7 @@ fn observation(id: u128, startup: u64, maximum: u64, weight: u16) -> Observation
         run: 0,
         assigned: startup * MIB,
         phase: Phase::Running,
+        grows: true,
         sample: None,
     }
 }
@@ -311,7 +312,7 @@ proptest! {
             match op {
                 Op::Pool(mib) => pool = mib * MIB,
                 Op::Report { vm, available, committed, stalled, swapped_in } => {
-                    let report = MemoryReport { available, committed, stalled, swapped_in, swapped_out: None };
+                    let report = MemoryReport { available, committed, stalled, swapped_in, ..MemoryReport::default() };
                     vms[vm].sample = Some(Sample { taken: now, report });
                 }
                 Op::Obey { vm, part } => {

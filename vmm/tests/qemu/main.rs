@@ -9,4 +9,5 @@ mod display;
 mod failures;
 mod kit;
 mod lifecycle;
+mod memory;
 mod snapshots;

@@ -19,6 +19,7 @@ impl Driver {
                 self.status.send_modify(|status| status.pid = Some(machine.pid()));
                 self.machine = Some(machine);
                 self.recover().await;
+                self.host.memory.wake();
                 let status = self.status.borrow();
                 tracing::info!(pid = status.pid, state = %status.state, "taken back");
             }
@@ -97,6 +98,9 @@ impl Driver {
     async fn handle_event(&mut self, event: &Event) {
         tracing::debug!(event = event.name, data = %event.data, "QEMU");
         self.connections.bus.note(event);
+        if event.name == "RESET" {
+            self.connections.memory.begin_run();
+        }
         let matters = match event.name.as_str() {
             "BLOCK_IO_ERROR" if event.data["action"] == "stop" => {
                 let text = |key: &str| event.data[key].as_str().unwrap_or("?").to_owned();

@@ -99,6 +99,9 @@ impl Driver {
             }
             (Err(trouble), Stage::Started { before }, _) => Err(self.end_started(trouble, before).await),
             (done, ..) => {
+                if matches!(request, Request::LoadSnapshot { .. }) {
+                    self.connections.memory.begin_run();
+                }
                 self.look().await;
                 self.look_at_port().await;
                 done

@@ -21,6 +21,7 @@ use super::snapshot::Snapshot;
 use super::state::{Request, RequestError, Status, VmState};
 use crate::definition::Definition;
 use crate::host::HostShared;
+use crate::memory::{self, Facts, Orders};
 
 use jobs::Job;
 
@@ -30,9 +31,22 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// What a handle of a VM asks its driver.
 #[derive(Debug)]
 pub(crate) enum Message {
-    Request { request: Request, reply: Reply },
-    Screendump { path: PathBuf, reply: oneshot::Sender<Result<(), String>> },
-    Snapshots { reply: oneshot::Sender<Result<Vec<Snapshot>, String>> },
+    Request {
+        request: Request,
+        reply: Reply,
+    },
+    Screendump {
+        path: PathBuf,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    Snapshots {
+        reply: oneshot::Sender<Result<Vec<Snapshot>, String>>,
+    },
+    /// Carry out `orders`; none: say how it is. An answer may be missing.
+    Memory {
+        orders: Option<Orders>,
+        reply: oneshot::Sender<Option<Facts>>,
+    },
 }
 
 type Reply = oneshot::Sender<Result<(), RequestError>>;
@@ -163,6 +177,15 @@ impl Driver {
             }
             Message::Screendump { path, reply } => answer_aside(reply, self.screendump(&path)),
             Message::Snapshots { reply } => answer_aside(reply, self.list_snapshots()),
+            Message::Memory { orders, reply } => self.talk_of_memory(orders, reply),
+        }
+    }
+
+    fn talk_of_memory(&self, orders: Option<Orders>, reply: oneshot::Sender<Option<Facts>>) {
+        // QEMU may be silent until a job of its own ends.
+        let qmp = self.machine.as_ref().filter(|_| self.job.is_none()).and_then(Machine::qmp);
+        if let Some((qmp, devices)) = qmp.zip(self.connections.memory.devices()) {
+            memory::converse(qmp, devices, orders, reply);
         }
     }
 
@@ -239,6 +262,9 @@ impl Driver {
         if state == VmState::Failed {
             // A QEMU that is still there may come back.
             self.next_heartbeat = self.next_heartbeat.min(Instant::now() + RETRY_AFTER);
+        }
+        if self.machine.is_none() && state != VmState::Starting {
+            self.connections.memory.release();
         }
         self.queue.observe(state, self.process());
         self.answer_shutdowns(state);

@@ -25,6 +25,8 @@ impl Driver {
 
     /// Starts a QEMU whose processors wait, in place of one that may be left.
     pub(super) async fn boot(&mut self) -> Result<Accelerator, Trouble> {
+        self.host.memory.admit(&self.connections.memory).map_err(Trouble::Refused)?;
+        self.connections.memory.begin_run();
         self.enter(VmState::Starting, None);
         self.disk_failure = None;
         if let Some(left) = self.machine.take() {
