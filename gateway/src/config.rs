@@ -14,6 +14,11 @@
 //! [limits]
 //! sessions = 256
 //!
+//! [memory]
+//! pool = 8192                            # MiB for all VMs together; none: all but the reserve
+//! reserve = 2048                         # MiB that stay free; none: a twentieth, at least 1024
+//! reclaim-after = 300                    # seconds
+//!
 //! [qemu]
 //! program = "/usr/bin/qemu-system-x86_64"
 //! ```
@@ -21,12 +26,14 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use toml::Spanned;
+use vmm::memory::MemoryConfig;
 
 use crate::door::Budgets;
 use crate::state::StateFolder;
@@ -35,6 +42,10 @@ use crate::state::StateFolder;
 pub const DEFAULT_PORTS: [u16; 2] = [3389, 2179];
 /// More sessions than this are a mistake in the file, not a wish.
 const MAX_SESSIONS: usize = 65_536;
+/// How much memory VMs may have together, or leave, in MiB.
+const MEMORY_MIB: RangeInclusive<u64> = 16..=64 * 1024 * 1024;
+/// How long a guest may keep memory that it does not use and nobody else asks for, in seconds.
+const RECLAIM_AFTER: RangeInclusive<u64> = 1..=86_400;
 
 /// Everything `serve` needs to know.
 #[derive(Debug, Clone)]
@@ -51,6 +62,8 @@ pub struct Config {
     pub budgets: Budgets,
     /// The QEMU to run, when it is not the one in `PATH`.
     pub qemu: Option<PathBuf>,
+    /// How the memory of VMs is managed.
+    pub memory: MemoryConfig,
 }
 
 /// The addresses to listen on.
@@ -205,6 +218,7 @@ struct File {
     tls: TlsFile,
     login: LoginFile,
     limits: LimitsFile,
+    memory: MemoryFile,
     qemu: QemuFile,
 }
 
@@ -239,6 +253,14 @@ struct LimitsFile {
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct MemoryFile {
+    pool: Option<Spanned<u64>>,
+    reserve: Option<Spanned<u64>>,
+    reclaim_after: Option<Spanned<u64>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 struct QemuFile {
     program: Option<Spanned<PathBuf>>,
 }
@@ -257,6 +279,7 @@ impl TryFrom<(StateFolder, File)> for Config {
             listen: file.listen.check()?,
             nla: file.login.nla,
             budgets: file.limits.check()?,
+            memory: file.memory.check()?,
             qemu: file.qemu.program.map(absolute).transpose()?,
             state,
         })
@@ -312,6 +335,26 @@ impl LimitsFile {
     }
 }
 
+impl MemoryFile {
+    fn check(self) -> Result<MemoryConfig, Mistake> {
+        let mut config = MemoryConfig::default();
+        config.pool.size = self.pool.map(|given| within(&given, MEMORY_MIB)).transpose()?.map(|mib| mib << 20);
+        config.pool.reserve = self.reserve.map(|given| within(&given, MEMORY_MIB)).transpose()?.map(|mib| mib << 20);
+        if let Some(given) = self.reclaim_after {
+            config.tuning.reclaim_after = Duration::from_secs(within(&given, RECLAIM_AFTER)?);
+        }
+        Ok(config)
+    }
+}
+
+fn within(given: &Spanned<u64>, range: RangeInclusive<u64>) -> Result<u64, Mistake> {
+    let value = *given.get_ref();
+    if range.contains(&value) {
+        return Ok(value);
+    }
+    Err(Mistake { span: given.span(), reason: format!("must be {} to {}", range.start(), range.end()) })
+}
+
 fn absolute(path: Spanned<PathBuf>) -> Result<PathBuf, Mistake> {
     let span = path.span();
     let path = path.into_inner();
@@ -356,6 +399,14 @@ mod tests {
     }
 
     #[test]
+    fn memory_is_written_in_mib() {
+        let memory = parse("[memory]\npool = 2048\nreserve = 512\nreclaim-after = 60\n").unwrap().memory;
+        assert_eq!((memory.pool.size, memory.pool.reserve), (Some(2 << 30), Some(512 << 20)));
+        assert_eq!(memory.tuning.reclaim_after, Duration::from_secs(60));
+        assert_eq!(parse("").unwrap().memory.pool.size, None);
+    }
+
+    #[test]
     fn mistakes_are_named_with_line_and_column() {
         let table = [
             ("[listen]\nadresses = []\n", "/s/fanlight.toml:2:1: unknown field `adresses`"),
@@ -364,6 +415,8 @@ mod tests {
             ("[limits]\nsessions = 0\n", "/s/fanlight.toml:2:12: must be 1 to"),
             ("[limits]\nsessions = -1\n", "/s/fanlight.toml:2:12: "),
             ("[tls]\nkey = '/k'\n", "/s/fanlight.toml:2:7: `certificate` and `key` go together"),
+            ("[memory]\npool = 4\n", "/s/fanlight.toml:2:8: must be 16 to"),
+            ("[memory]\nreclaim-after = 0\n", "/s/fanlight.toml:2:17: must be 1 to"),
             ("[qemu]\nprogram = 'qemu'\n", "/s/fanlight.toml:2:11: `qemu` must be an absolute path"),
             ("[listen\n", "/s/fanlight.toml:1:8: "),
         ];

@@ -165,8 +165,11 @@ fn front(config: &Config, identity: &Identity) -> FrontConfig {
 }
 
 async fn open_host(config: &Config) -> Result<Host, Problem> {
-    let settings =
-        HostConfig { qemu: config.qemu.clone(), ..HostConfig::new(config.state.definitions(), config.state.runtime()) };
+    let settings = HostConfig {
+        qemu: config.qemu.clone(),
+        memory: config.memory,
+        ..HostConfig::new(config.state.definitions(), config.state.runtime())
+    };
     Ok(Host::open(settings).await?)
 }
 

@@ -11,6 +11,7 @@
 //! | `GET /v1/vms/{vm}/screenshot` | what its screen shows, as PNG |
 //! | `POST /v1/vms/{vm}/{request}` | `start`, `shutdown`, `reboot`, `stop`, `reset`, `pause`, `resume` |
 //! | `GET /v1/vms/{vm}/guest`, `POST /v1/vms/{vm}/guest/ping` | what its agent says; whether it answers |
+//! | `GET /v1/memory` | what each VM has and needs |
 //! | `GET`, `POST /v1/users` | list, add |
 //! | `DELETE /v1/users/{user}` | remove |
 //! | `GET`, `POST`, `DELETE /v1/disks` | describe (`?path=`), create, delete (`?path=`) a disk image |
@@ -27,6 +28,7 @@ mod disks;
 mod error;
 mod guest;
 mod jobs;
+mod memory;
 pub mod model;
 mod service;
 mod socket;
@@ -84,6 +86,7 @@ pub fn router(context: Arc<ApiContext>) -> Router {
         .route("/v1/disks/devices", get(disks::devices))
         .route("/v1/jobs", get(jobs::list))
         .route("/v1/jobs/{id}", get(jobs::show).delete(jobs::cancel))
+        .route("/v1/memory", get(memory::show))
         .route("/v1/users", get(users::list).post(users::add))
         .route("/v1/users/{user}", delete(users::remove))
         .route("/v1/sessions", get(service::sessions))

@@ -27,8 +27,12 @@ pub struct VmInfo {
     pub pid: Option<u32>,
     /// Since when it is in this state, in seconds since 1970.
     pub since: u64,
-    /// Memory in MiB.
+    /// Memory in MiB: always, or to start with.
     pub memory: u32,
+    /// What it has now, in MiB, while it is on.
+    pub assigned_memory: Option<u64>,
+    /// How its memory follows the guest's need; none: it does not.
+    pub dynamic_memory: Option<DynamicMemoryInfo>,
     /// Virtual processors.
     pub vcpus: u8,
     /// Who is connected.
@@ -52,6 +56,76 @@ pub struct VmList {
     pub vms: Vec<VmInfo>,
     /// One line per refused definition file: `FILE:LINE:COLUMN: reason`.
     pub problems: Vec<String>,
+}
+
+/// The memory of the host and of all VMs. All amounts are MiB.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MemoryOverview {
+    /// The host; none while no VM with dynamic memory is on.
+    pub host: Option<HostMemoryInfo>,
+    /// The VMs.
+    pub vms: Vec<VmMemoryInfo>,
+}
+
+/// The memory of the host, in MiB.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HostMemoryInfo {
+    /// All there is.
+    pub total: u64,
+    /// What could be used at once.
+    pub available: u64,
+    /// What stays free whatever VMs ask for.
+    pub reserve: u64,
+    /// What VMs have whose memory is always the same.
+    pub fixed: u64,
+    /// What VMs with dynamic memory share.
+    pub pool: u64,
+    /// What of it cannot be taken away from them.
+    pub least: u64,
+}
+
+/// The memory of a VM, in MiB.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VmMemoryInfo {
+    /// The VM's name.
+    pub vm: String,
+    /// What it is doing.
+    pub state: String,
+    /// What it has, while it is on.
+    pub assigned: Option<u64>,
+    /// How that follows the guest's need; none: it does not.
+    pub dynamic: Option<DynamicMemoryInfo>,
+}
+
+/// How a VM's memory follows its guest's need. Amounts in MiB; what is not known while it is off is none.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DynamicMemoryInfo {
+    /// What it starts with.
+    pub startup: u64,
+    /// What it keeps under all circumstances.
+    pub minimum: u64,
+    /// What it never exceeds.
+    pub maximum: u64,
+    /// How much it should have beyond its need, in percent of the need.
+    pub buffer: u16,
+    /// How much it counts when memory is short, from 0 to 10000.
+    pub weight: u16,
+    /// What it uses.
+    pub demand: Option<u64>,
+    /// That in percent of what it has.
+    pub pressure: Option<u64>,
+    /// Its part of what there is.
+    pub target: Option<u64>,
+    /// In how much of the last ten seconds some program waited for memory, in percent.
+    pub stalled: Option<f32>,
+    /// How many programs were killed for want of memory since the guest started.
+    pub killed: Option<u64>,
+    /// Who told of the guest: `balloon` or `agent`.
+    pub reporter: Option<String>,
+    /// How many seconds ago.
+    pub report_age: Option<u64>,
+    /// Why it has what it has.
+    pub reason: Option<String>,
 }
 
 /// A VM to create.

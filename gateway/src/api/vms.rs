@@ -11,10 +11,10 @@ use axum::response::IntoResponse;
 use tracing::info;
 use vmm::{Definition, Vm};
 
-use super::ApiContext;
 use super::disks::NewDisks;
 use super::error::{Answer, Body, Part};
 use super::model::{CreateVm, VmInfo, VmList};
+use super::{ApiContext, memory};
 use crate::problem::{Code, Problem};
 use crate::sessions::EndReason;
 
@@ -120,6 +120,8 @@ impl ApiContext {
             pid: status.pid,
             since: status.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
             memory: definition.memory,
+            assigned_memory: memory::assigned(vm),
+            dynamic_memory: memory::dynamic(vm),
             vcpus: definition.vcpus,
             sessions,
             bus: None,

@@ -1,11 +1,14 @@
 //! `fanlight vm create`: options or a file become a definition.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use clap::Args;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
-use vmm::{Accelerator, Boot, Definition, Disk, DiskBus, DiskFormat, Layout, Network, NewImage, Preallocation};
+use vmm::{
+    Accelerator, Boot, Definition, Disk, DiskBus, DiskFormat, DynamicMemory, Layout, Network, NewImage, Preallocation,
+};
 
 use super::Context;
 use super::size::parse_size;
@@ -18,11 +21,13 @@ use crate::problem::{Code, Problem};
 Examples:
   fanlight vm create --name web01 --memory 2048 --vcpus 2 \\
       --disk path=/srv/web01.qcow2,size=20G,format=qcow2 --cdrom /srv/debian-12.iso
+  fanlight vm create --name db01 --memory 1024,minimum=512,maximum=8192 --disk path=/srv/db01.qcow2
   fanlight vm create --name tiny --memory 256 --kernel /srv/vmlinux --initrd /srv/initrd --cmdline console=tty0
   fanlight vm create --file web01.toml
 
 A disk is written as path=FILE[,size=20G][,format=raw|qcow2|vhd|vhdx|vmdk][,bus=virtio|scsi|ide][,readonly].
-With `size` the image is created, without it has to be there.")]
+With `size` the image is created, without it has to be there.
+Memory is written as MIB[,minimum=MIB][,maximum=MIB][,buffer=PERCENT][,weight=0..10000][,devices=virtio|hyperv].")]
 pub(super) struct Create {
     /// A definition in TOML; `vm show --definition` prints one
     #[arg(long, short, value_name = "FILE", conflicts_with_all = ["name", "memory", "vcpus", "disks", "cdroms", "kernel", "initrd", "cmdline", "monitors", "accelerator", "network"])]
@@ -30,9 +35,9 @@ pub(super) struct Create {
     /// Name of the VM
     #[arg(long, required_unless_present = "file")]
     name: Option<String>,
-    /// Memory in MiB
-    #[arg(long, default_value_t = 1024, value_name = "MIB")]
-    memory: u32,
+    /// Memory in MiB; with a minimum or maximum it follows the guest's need
+    #[arg(long, default_value = "1024", value_name = "MIB[,…]", value_parser = parse_memory)]
+    memory: MemoryOption,
     /// Virtual processors
     #[arg(long, default_value_t = 1, value_name = "NUMBER")]
     vcpus: u8,
@@ -62,6 +67,13 @@ pub(super) struct Create {
     network: Network,
 }
 
+/// A `--memory`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct MemoryOption {
+    startup: u32,
+    dynamic: Option<DynamicMemory>,
+}
+
 /// A `--disk`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct DiskOption {
@@ -83,7 +95,8 @@ impl Create {
     fn into_request(self) -> Result<CreateVm, Problem> {
         let new_disks = self.disks.iter().filter_map(DiskOption::new_disk).collect();
         let mut definition = Definition::new(self.name.unwrap_or_default(), Uuid::new_v4());
-        definition.memory = self.memory;
+        definition.memory = self.memory.startup;
+        definition.dynamic_memory = self.memory.dynamic;
         definition.vcpus = self.vcpus;
         definition.monitors = self.monitors;
         definition.accelerator = self.accelerator;
@@ -130,6 +143,29 @@ impl DiskOption {
     }
 }
 
+/// Reads `512,minimum=256,maximum=2048,buffer=20,weight=5000`; virt-install says `maxmemory`.
+fn parse_memory(text: &str) -> Result<MemoryOption, String> {
+    let (startup, rest) = text.split_once(',').map_or((text, None), |(startup, rest)| (startup, Some(rest)));
+    let startup = number(startup.trim_start_matches("memory="))?;
+    let Some(rest) = rest else { return Ok(MemoryOption { startup, dynamic: None }) };
+    let mut dynamic = DynamicMemory::between(startup, startup);
+    for part in rest.split(',') {
+        match part.split_once('=') {
+            Some(("minimum", value)) => dynamic.minimum = number(value)?,
+            Some(("maximum" | "maxmemory", value)) => dynamic.maximum = number(value)?,
+            Some(("buffer", value)) => dynamic.buffer = number(value)?,
+            Some(("weight", value)) => dynamic.weight = number(value)?,
+            Some(("devices", value)) => dynamic.devices = word(value)?,
+            _ => return Err(format!("`{part}` is not one of minimum=, maximum=, buffer=, weight=, devices=")),
+        }
+    }
+    Ok(MemoryOption { startup, dynamic: Some(dynamic) })
+}
+
+fn number<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| format!("`{text}` is not a number that could be meant here"))
+}
+
 /// Reads `path=FILE,size=20G,format=qcow2,bus=virtio,readonly`.
 fn parse_disk(text: &str) -> Result<DiskOption, String> {
     let (mut path, mut size, mut format, mut bus, mut readonly) = (None, None, None, DiskBus::Virtio, false);
@@ -156,6 +192,17 @@ pub(super) fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_is_a_number_or_more() {
+        assert_eq!(parse_memory("512"), Ok(MemoryOption { startup: 512, dynamic: None }));
+        let dynamic = Some(DynamicMemory { weight: 9000, ..DynamicMemory::between(256, 2048) });
+        let text = "512,minimum=256,maxmemory=2048,weight=9000";
+        assert_eq!(parse_memory(text), Ok(MemoryOption { startup: 512, dynamic }));
+        for text in ["", "x", "512,", "512,min=1", "512,weight=99999999", "512,devices=xen", "-1"] {
+            assert!(parse_memory(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn disks_are_read_as_virt_install_writes_them() {

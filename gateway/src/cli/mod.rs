@@ -7,6 +7,7 @@ mod disk;
 mod doctor;
 mod guest;
 mod job;
+mod memory;
 mod output;
 mod progress;
 mod rdp_file;
@@ -95,6 +96,7 @@ enum Command {
     /// List and end sessions
     #[command(subcommand)]
     Session(session::Session),
+    Memory(memory::Memory),
     RdpFile(rdp_file::RdpFile),
     Completions(Completions),
 }
@@ -151,6 +153,7 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode, Problem> {
         Command::Job(job) => small_runtime()?.block_on(job.run(&context)),
         Command::User(user) => small_runtime()?.block_on(user.run(&context)),
         Command::Session(session) => small_runtime()?.block_on(session.run(&context)),
+        Command::Memory(memory) => small_runtime()?.block_on(memory.run(&context)),
         Command::RdpFile(rdp_file) => small_runtime()?.block_on(rdp_file.run(&context)),
         Command::Completions(completions) => {
             let mut script = Vec::new();

@@ -53,7 +53,21 @@ impl Output {
 
     /// Prints `value` as JSON, or a table.
     pub(super) fn table(self, value: &impl Serialize, header: &[&str], rows: Vec<Vec<Cell>>) {
-        self.value(value, || table(header, &rows, self.colours));
+        self.value(value, || self.as_table(header, rows));
+    }
+
+    /// The table, in colours where there are colours.
+    pub(super) fn as_table(self, header: &[&str], rows: Vec<Vec<Cell>>) -> String {
+        table(header, &rows, self.colours)
+    }
+
+    /// Prints `value` as one line of JSON, or `text` for people in place of the text before; `false` when nobody reads
+    /// any more.
+    pub(super) fn again(self, value: &impl Serialize, text: impl FnOnce() -> String) -> bool {
+        let text = if self.json { serde_json::to_string(value).unwrap_or_default() } else { text() };
+        let clear = if !self.json && io::stdout().is_terminal() { "\x1b[H\x1b[J" } else { "" };
+        let mut stdout = io::stdout().lock();
+        writeln!(stdout, "{clear}{text}").and_then(|()| stdout.flush()).is_ok()
     }
 
     /// Prints text as it is.

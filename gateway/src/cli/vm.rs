@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::Context;
 use super::bus;
 use super::create::Create;
+use super::memory::summary;
 use super::output::{Cell, Colour, age};
 use crate::api::client::segment;
 use crate::api::model::{VmInfo, VmList};
@@ -157,7 +158,7 @@ fn row(vm: &VmInfo) -> Vec<Cell> {
         vm.name.as_str().into(),
         state(vm),
         age(vm.since).into(),
-        format!("{} MiB", vm.memory).into(),
+        format!("{} MiB", vm.assigned_memory.unwrap_or(vm.memory.into())).into(),
         vm.vcpus.to_string().into(),
         vm.sessions.len().to_string().into(),
         vm.reason.clone().unwrap_or_default().into(),
@@ -179,7 +180,7 @@ fn describe(vm: &VmInfo) -> String {
         ("name", vm.name.clone()),
         ("uuid", vm.uuid.clone()),
         ("state", format!("{}, since {}", vm.state, age(vm.since))),
-        ("memory", format!("{} MiB", vm.memory)),
+        ("memory", summary(vm.memory, vm.assigned_memory, vm.dynamic_memory.as_ref())),
         ("vcpus", vm.vcpus.to_string()),
     ];
     lines.extend(vm.reason.clone().map(|reason| ("reason", reason)));
