@@ -12,6 +12,7 @@ mod hostile;
 mod input;
 mod lifecycle;
 mod login;
+mod memory;
 mod modes;
 mod resize;
 mod touch;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
     let journeys = [
         bus::journeys(),
         hostile::journeys(),
+        memory::journeys(),
         lifecycle::journeys(),
         display::journeys(),
         demo::journeys(),

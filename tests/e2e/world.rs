@@ -22,11 +22,16 @@ const GUESTS: [(&str, Machine); 5] = [
     ("rings", Machine { network: true, ..USUAL }),
     (
         "stream",
-        Machine { network: true, parameters: "fanlight.transport=stream", tables: "[session]\ninput = \"bus\"" },
+        Machine {
+            network: true,
+            memory: None,
+            parameters: "fanlight.transport=stream",
+            tables: "[session]\ninput = \"bus\"",
+        },
     ),
     ("hardware", Machine { tables: "[bus]\nmemory = 0\n[session]\ninput = \"hardware\"", ..USUAL }),
 ];
-const USUAL: Machine = Machine { network: false, tables: "", parameters: "" };
+const USUAL: Machine = Machine { network: false, memory: None, tables: "", parameters: "" };
 /// Those that any journey may have.
 const USUAL_ONES: Range<usize> = 0..2;
 const RINGS: Range<usize> = 2..3;

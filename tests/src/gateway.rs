@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::api::Api;
 use crate::client::Connect;
 use crate::environment::environment;
-use crate::guest::{Guest, Machine};
+use crate::guest::{Guest, Machine, Memory};
 use crate::process::{self, Process};
 use crate::scratch;
 use crate::wait::{Look, wait_until};
@@ -151,11 +151,12 @@ impl Gateway {
     pub fn create_guest_on(&self, name: &str, machine: Machine) -> Result<Guest> {
         let under_test = environment()?;
         let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned();
-        let Machine { network, tables, parameters } = machine;
+        let Machine { network, memory, tables, parameters } = machine;
+        let memory = memory.map_or_else(|| "256".to_owned(), Memory::in_toml);
         let network = if network { "user" } else { "none" };
         let cmdline = format!("{} {parameters}", under_test.cmdline);
         let definition = format!(
-            "name = {name:?}\nuuid = {uuid:?}\nmemory = 256\nnetwork = {network:?}\n{tables}\n\
+            "name = {name:?}\nuuid = {uuid:?}\nmemory = {memory}\nnetwork = {network:?}\n{tables}\n\
              [boot]\nkernel = {:?}\ninitrd = {:?}\ncmdline = {:?}\n",
             under_test.kernel,
             under_test.initrd,

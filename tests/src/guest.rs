@@ -30,10 +30,30 @@ pub struct Guest {
 pub struct Machine {
     /// A network card, and QEMU's network behind it.
     pub network: bool,
+    /// Memory that follows its need.
+    pub memory: Option<Memory>,
     /// Tables of its definition, such as `[bus]`.
     pub tables: &'static str,
     /// What is added to the kernel's command line.
     pub parameters: &'static str,
+}
+
+/// Memory that follows a guest's need, in MiB.
+#[derive(Debug, Clone, Copy)]
+pub struct Memory {
+    /// What it starts with.
+    pub startup: u64,
+    /// What it keeps.
+    pub minimum: u64,
+    /// What it never exceeds.
+    pub maximum: u64,
+}
+
+impl Memory {
+    pub(crate) fn in_toml(self) -> String {
+        let Self { startup, minimum, maximum } = self;
+        format!("{{ startup = {startup}, minimum = {minimum}, maximum = {maximum} }}")
+    }
 }
 
 impl Guest {
