@@ -12,10 +12,11 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 use report::Report;
-use workloads::{boot, bus, codecs, first_picture, glyph, idle, memory, stalled};
+use workloads::{boot, bus, codecs, dynamic_memory, first_picture, glyph, idle, memory, stalled};
 
 /// Every workload, in the order in which they run.
-const NAMES: [&str; 8] = ["codecs", "bus", "first-picture", "glyph", "idle", "memory", "stalled", "boot"];
+const NAMES: [&str; 9] =
+    ["codecs", "bus", "first-picture", "glyph", "idle", "memory", "stalled", "dynamic-memory", "boot"];
 
 fn main() -> ExitCode {
     if let Some(ended) = bus::serve_if_peer() {
@@ -59,6 +60,7 @@ async fn measure(name: &str) -> Result<Report> {
         "glyph" => glyph::run().await,
         "idle" => idle::run().await,
         "memory" => memory::run().await,
+        "dynamic-memory" => dynamic_memory::run().await,
         "stalled" => stalled::run().await,
         _ => boot::run().await,
     }

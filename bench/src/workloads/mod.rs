@@ -3,6 +3,7 @@
 pub(crate) mod boot;
 pub(crate) mod bus;
 pub(crate) mod codecs;
+pub(crate) mod dynamic_memory;
 pub(crate) mod first_picture;
 pub(crate) mod glyph;
 pub(crate) mod idle;
