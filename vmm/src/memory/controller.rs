@@ -13,7 +13,7 @@ use super::exchange::Facts;
 use super::hardware::{Mover, Orders};
 use super::pool::HostMemory;
 use super::view::{HostMemoryView, Reporter, VmMemoryView};
-use super::{Decision, MemorySettings, Observation, Phase, Policy, Sample};
+use super::{Decision, MemoryReport, MemorySettings, Observation, Phase, Policy, Sample};
 use crate::definition::MemoryDevices;
 use crate::lifecycle::{Message, VmState};
 
@@ -149,7 +149,7 @@ impl Sharer {
             assigned: known.map_or(self.settings.startup, |facts| facts.amounts.assigned()),
             phase: if matches!(state, VmState::Starting | VmState::Running) { Phase::Running } else { Phase::Still },
             grows: conversation.is_none_or(|conversation| conversation.mover.grows(now)),
-            sample: self.fresh_agent(now).or(sample),
+            sample: self.fresh_agent(now).map(|agent| with_killed(agent, sample)).or(sample),
         }
     }
 
@@ -173,6 +173,12 @@ impl Sharer {
             killed: sample.and_then(|sample| sample.report.killed),
         }
     }
+}
+
+/// The agent's report, with what only the balloon tells.
+fn with_killed(agent: Sample, balloon: Option<Sample>) -> Sample {
+    let killed = agent.report.killed.or(balloon.and_then(|sample| sample.report.killed));
+    Sample { report: MemoryReport { killed, ..agent.report }, ..agent }
 }
 
 impl Conversation {

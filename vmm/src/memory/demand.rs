@@ -97,22 +97,30 @@ impl Demand {
     #[expect(clippy::cast_precision_loss, reason = "below 2^53")]
     fn range(&self, sample: &Sample, maximum: u64) -> (f64, f64) {
         let (least, most) = self.assigned_around(sample.taken);
-        let need = |assigned: u64| {
-            let used = sample.report.committed.unwrap_or(assigned.saturating_sub(sample.report.available));
-            used.saturating_add(sample.report.swapped_out.unwrap_or(0)).min(maximum) as f64
+        let used = |assigned: u64| {
+            sample.report.committed.unwrap_or(assigned.saturating_sub(sample.report.available)).min(maximum) as f64
         };
-        (need(least), need(most))
+        let need = |used: f64| (used + self.missed(used, sample)).min(maximum as f64);
+        (need(used(least)), need(used(most)))
+    }
+
+    /// How much of what it swapped out a guest that uses `used` needs: all while it suffers or has no room to read it
+    /// back, and nothing that it has room for and leaves where it is.
+    #[expect(clippy::cast_precision_loss, reason = "below 2^53, or more than any maximum")]
+    fn missed(&self, used: f64, sample: &Sample) -> f64 {
+        let swapped = sample.report.swapped_out.unwrap_or(0) as f64;
+        let part = if self.hardship.is_some() { 1.0 } else { squeezed(used, sample) };
+        swapped * part
     }
 
     /// What a guest needs beside what it uses.
     #[expect(clippy::cast_precision_loss, reason = "below 2^53")]
     fn margin(&self, used: f64, sample: &Sample, growth: u64) -> f64 {
-        let (growth, available) = (growth as f64, sample.report.available as f64);
-        let margin = (used / MARGIN_PART).max(MARGIN_LEAST);
+        let growth = growth as f64;
         let rise = self.demand.map_or(0.0, |old| (used - old).max(0.0));
-        // A guest that comes close to its limit needs more, nobody knows how much. Gradually, or it would swing.
-        let squeezed = growth * (1.0 - available / margin).max(0.0);
-        margin + (rise * LEAD).max(squeezed).min(growth)
+        // A guest that comes close to its limit needs more, nobody knows how much.
+        let more = growth * squeezed(used, sample);
+        room_to_live(used) + (rise * LEAD).max(more).min(growth)
     }
 
     /// The least and the most the guest had between the last tick before `taken` and now.
@@ -131,8 +139,21 @@ impl Demand {
                 return Some(Hardship::Swapping);
             }
         }
+        if sample.report.swap_in_rate.is_some_and(|rate| rate > SWAP_IN) {
+            return Some(Hardship::Swapping);
+        }
         sample.report.stalled.is_some_and(|percent| percent > STALLED).then_some(Hardship::Stalling)
     }
+}
+
+fn room_to_live(used: f64) -> f64 {
+    (used / MARGIN_PART).max(MARGIN_LEAST)
+}
+
+/// How close a guest that uses `used` is to its limit: from 0, with room to live, to 1. Gradually, or it would swing.
+#[expect(clippy::cast_precision_loss, reason = "below 2^53, or more than any room")]
+fn squeezed(used: f64, sample: &Sample) -> f64 {
+    (1.0 - sample.report.available as f64 / room_to_live(used)).max(0.0)
 }
 
 /// Moves an estimate towards a range.
@@ -222,9 +243,28 @@ mod tests {
     }
 
     #[test]
+    fn what_was_swapped_out_is_needed_by_a_guest_that_suffers_or_has_no_room() {
+        let now = Instant::now();
+        let need = |available, stalled| {
+            let mut demand = Demand::default();
+            let swapped_out = Some(200 * MIB);
+            let report = MemoryReport { available: available * MIB, swapped_out, stalled, ..MemoryReport::default() };
+            demand.observe(now, 500 * MIB, 1024 * MIB, 64 * MIB, Some(Sample { taken: now, report }));
+            mib(&demand)
+        };
+        assert_eq!((need(100, None), need(100, Some(50.0))), (400, 600));
+        assert_eq!((need(0, None), need(15, None)), (700, 586), "half of the room to live");
+    }
+
+    #[test]
     fn a_guest_that_lies_needs_no_more_than_its_maximum() {
         let (mut demand, now) = (Demand::default(), Instant::now());
-        let report = MemoryReport { committed: Some(u64::MAX), swapped_out: Some(u64::MAX), ..MemoryReport::default() };
+        let report = MemoryReport {
+            committed: Some(u64::MAX),
+            swapped_out: Some(u64::MAX),
+            stalled: Some(100.0),
+            ..MemoryReport::default()
+        };
         demand.observe(now, 500 * MIB, 1024 * MIB, 64 * MIB, Some(Sample { taken: now, report }));
         assert_eq!(mib(&demand), 1024);
         let (mut demand, report) = (Demand::default(), MemoryReport { available: u64::MAX, ..report });
@@ -252,5 +292,7 @@ mod tests {
         assert_eq!(told(2, report(910 * MIB, 0.0)), None);
         assert_eq!(told(3, report(910 * MIB, 12.5)), Some(Hardship::Stalling));
         assert_eq!(told(4, report(0, 0.0)), None, "a guest that started over counts from 0");
+        let fast = MemoryReport { swap_in_rate: Some(5 * MIB), ..report(0, 0.0) };
+        assert_eq!(told(5, fast), Some(Hardship::Swapping));
     }
 }

@@ -71,10 +71,13 @@ pub struct MemoryReport {
     pub available: u64,
     /// What its programs have been promised, where the guest keeps account of it (Windows).
     pub committed: Option<u64>,
-    /// What stands in its swap files and is still needed.
+    /// What stands in its swap files. It counts as needed while the guest suffers or has no room: else much of it may be
+    /// of no use any more.
     pub swapped_out: Option<u64>,
     /// What was read from its swap files since it started.
     pub swapped_in: Option<u64>,
+    /// What it reads from them in a second, when the guest reckons itself.
+    pub swap_in_rate: Option<u64>,
     /// How many programs were killed for want of memory since it started.
     pub killed: Option<u64>,
     /// In how much of the last ten seconds some task waited for memory, in percent; Linux' `some avg10`.

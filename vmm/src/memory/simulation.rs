@@ -226,6 +226,7 @@ impl Running {
             committed: self.guest.lies.then_some(u64::MAX),
             swapped_out: Some(self.swapped),
             swapped_in: Some(self.swapped_in),
+            swap_in_rate: None,
             killed: None,
             stalled: Some(if self.guest.lies { 100.0 } else { 0.0 }),
         };

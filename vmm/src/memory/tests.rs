@@ -116,6 +116,18 @@ fn when_not_all_needs_can_be_met_weights_decide() {
 }
 
 #[test]
+fn guests_that_are_short_and_swap_do_not_swing() {
+    let guest = |minimum, startup, maximum, used, swap| {
+        let mut guest = Guest::new(minimum, startup, maximum, Load::constant(used).with_noise(1));
+        (guest.settings.buffer, guest.swap) = (5, swap);
+        guest
+    };
+    let seconds = simulate(1522, vec![guest(216, 216, 1131, 914, 326), guest(473, 583, 1395, 1109, 214)], 600);
+    assert!(last(&seconds).iter().any(|guest| guest.swapped > 0), "{:?}", last(&seconds));
+    assert!((0..2).all(|index| turns(&seconds, index) <= 8), "{} {}", turns(&seconds, 0), turns(&seconds, 1));
+}
+
+#[test]
 fn a_guest_that_lies_gets_its_share_and_takes_nothing_that_others_need() {
     let honest = || Guest::new(128, 256, 2048, Load::steps(&[(0, 100), (30, 450)]));
     let liar = Guest { lies: true, ..Guest::new(128, 256, 1024, Load::constant(50)) };
