@@ -6,11 +6,14 @@ use enhanced_session::class::memory::{IntervalMillis, ToGuest, ToHost, Wanted};
 use enhanced_session::message::Message;
 use enhanced_session::wire::Malformed;
 use serde::{Deserialize, Serialize};
+use vmm::Vm;
 
 use super::{Channel, Full, Moment, Service};
 
 /// How often a guest reports, unless its memory follows its needs: a report is a wake-up for both ends.
-pub(super) const SELDOM: Duration = Duration::from_secs(10);
+const SELDOM: Duration = Duration::from_secs(10);
+/// And how often when it does.
+const OFTEN: Duration = Duration::from_secs(1);
 
 /// A guest's word on its memory: a hint. Sizes in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -35,11 +38,20 @@ pub(in crate::bus) struct Memory {
     configure: bool,
     open: bool,
     report: Option<(MemoryReport, Instant)>,
+    /// The VM whose memory follows what its guest says.
+    follower: Option<Vm>,
 }
 
 impl Memory {
-    pub(in crate::bus) const fn new(interval: Duration) -> Self {
-        Self { interval, configure: false, open: false, report: None }
+    pub(in crate::bus) fn new(vm: &Vm) -> Self {
+        match vm.memory_settings() {
+            Some(_) => Self { follower: Some(vm.clone()), ..Self::every(OFTEN) },
+            None => Self::every(SELDOM),
+        }
+    }
+
+    const fn every(interval: Duration) -> Self {
+        Self { interval, configure: false, open: false, report: None, follower: None }
     }
 
     /// The last report, and when it came.
@@ -71,6 +83,16 @@ impl Service for Memory {
             stalled: stalls.map(|stalls| f32::from(stalls.some.value()) / 100.0),
         };
         self.report = Some((report, at.now));
+        if let Some(vm) = &self.follower {
+            // What is committed says nothing of a Linux guest, which promises more than it will ever be asked for.
+            vm.report_memory(vmm::memory::MemoryReport {
+                available: report.available,
+                swapped_out: swap.map(|swap| swap.used),
+                swap_in_rate: report.swap_in,
+                stalled: report.stalled,
+                ..vmm::memory::MemoryReport::default()
+            });
+        }
         Ok(())
     }
 
@@ -96,7 +118,7 @@ mod tests {
 
     #[test]
     fn the_interval_is_told_once_and_reports_are_kept() {
-        let (clock, mut channel, mut memory) = (Clock::new(), Sent::new(), Memory::new(SELDOM));
+        let (clock, mut channel, mut memory) = (Clock::new(), Sent::new(), Memory::every(SELDOM));
         memory.opened(clock.at());
         memory.drive(clock.at(), &mut channel).expect("room");
         let interval = IntervalMillis::clamped(10_000);

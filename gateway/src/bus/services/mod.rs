@@ -103,7 +103,7 @@ impl Services {
             time_sync: TimeSync::default(),
             shutdown: Shutdown::default(),
             guest_info: GuestInfo::new(vm.name(), vm.uuid()),
-            memory: Memory::new(memory::SELDOM),
+            memory: Memory::new(vm),
             input: Input::new(port),
             open: BTreeMap::new(),
         }
