@@ -17,34 +17,51 @@ use super::messages;
 use crate::harness::journeys;
 use crate::world::World;
 
-journeys![a_guest_opens_and_uses_every_class];
+journeys![
+    a_guest_opens_and_uses_every_class,
+    a_guest_that_may_use_only_rings_opens_and_uses_every_class,
+    a_guest_that_may_use_only_the_stream_opens_and_uses_every_class,
+];
 
 /// How the guest is told to run that program instead of the agent.
 const EXERCISE: &str = "fanlight.agent=/bin/fanlight-bus-exercise";
 
 fn a_guest_opens_and_uses_every_class(_: &World) -> Result<()> {
-    run(async {
-        let vms = Vms::open().await?;
-        let vm = vms.start(guest_that_says_back()?).await?;
+    on_guest("auto", async |vm| {
         // The same guest meets a host with memory, one without, and the first again.
-        use_every_class(&vm, Transport::Ring).await.context("over rings")?;
-        use_every_class(&vm, Transport::Stream).await.context("over the stream")?;
-        use_every_class(&vm, Transport::Ring).await.context("over rings again")
+        use_every_class(vm, true, Transport::Ring).await.context("over rings")?;
+        use_every_class(vm, false, Transport::Stream).await.context("over the stream")?;
+        use_every_class(vm, true, Transport::Ring).await.context("over rings again")
     })
 }
 
-fn guest_that_says_back() -> Result<Definition> {
+fn a_guest_that_may_use_only_rings_opens_and_uses_every_class(_: &World) -> Result<()> {
+    on_guest("ring", async |vm| use_every_class(vm, true, Transport::Ring).await)
+}
+
+fn a_guest_that_may_use_only_the_stream_opens_and_uses_every_class(_: &World) -> Result<()> {
+    on_guest("stream", async |vm| use_every_class(vm, true, Transport::Stream).await)
+}
+
+/// Starts a guest that uses `transport`, and that says back what it understands.
+fn on_guest(transport: &str, go: impl AsyncFnOnce(&Vm) -> Result<()>) -> Result<()> {
     let under_test = environment()?;
     let boot = Boot::DirectKernel {
         kernel: under_test.kernel.clone(),
         initrd: Some(exercise_initrd()?),
-        cmdline: format!("{} {EXERCISE}", under_test.cmdline),
+        cmdline: format!("{} {EXERCISE} fanlight.transport={transport}", under_test.cmdline),
     };
-    Ok(Definition { memory: 256, network: Network::None, boot, ..Definition::new("classes", Uuid::new_v4()) })
+    let usual = Definition::new("classes", Uuid::new_v4());
+    run(async {
+        let vms = Vms::open().await?;
+        let vm = vms.start(Definition { memory: 256, network: Network::None, boot, ..usual }).await?;
+        go(&vm).await
+    })
 }
 
-async fn use_every_class(vm: &Vm, transport: Transport) -> Result<()> {
-    let mut host = OwnHost::connect(vm, transport == Transport::Ring).await?;
+/// Opens a channel of every class as a host with or without memory; `transport` has to carry them.
+async fn use_every_class(vm: &Vm, with_memory: bool, transport: Transport) -> Result<()> {
+    let mut host = OwnHost::connect(vm, with_memory).await?;
     let open = host.open_all().await?;
     ensure!(open.len() == Class::ALL.len() && open.values().all(|each| *each == transport), "open are {open:?}");
     for class in Class::ALL {
