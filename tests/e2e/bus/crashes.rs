@@ -6,19 +6,18 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use fanlight_tests::client::Connect;
 use fanlight_tests::environment::may_take_long;
-use fanlight_tests::gateway::{Gateway, Person};
+use fanlight_tests::gateway::Gateway;
 use fanlight_tests::guest::{Guest, Machine};
 use fanlight_tests::headless::touch::pdu::{RdpeiPdu, TouchContact, TouchContactFlags, TouchEventPdu, TouchFrame};
 use fanlight_tests::headless::{Client, Options, run};
-use fanlight_tests::shell::{Port, Shell};
+use fanlight_tests::shell::Shell;
 use fanlight_tests::wait::{Look, stays_so, wait_until};
 use rustix::process::Pid;
 
-use super::{has_address, headless};
+use super::{headless, shell};
 use crate::harness::journeys;
-use crate::world::{World, echo_new_word, enter};
+use crate::world::{Desk, World, echo_new_word};
 
 journeys![agents_and_gateways_are_killed_at_any_moment];
 
@@ -39,8 +38,8 @@ fn agents_and_gateways_are_killed_at_any_moment(_: &World) -> Result<()> {
     let guests = [gateway.create_guest_on("rings", usual)?, gateway.create_guest_on("stream", stream)?];
     guests.iter().try_for_each(|guest| guest.request("start"))?;
     let mut victims = Vec::new();
-    for guest in guests {
-        victims.push(Victim::prepare(&gateway, &person, guest)?);
+    for guest in &guests {
+        victims.push(Victim::prepare(&Desk { guest, person: &person, gateway: &gateway })?);
     }
 
     let mut chance = Chance::new();
@@ -66,9 +65,11 @@ fn agents_and_gateways_are_killed_at_any_moment(_: &World) -> Result<()> {
     for victim in victims {
         let faults = victim.guest.bus()?.faults();
         ensure!(faults == 0, "`{}` is told off for {faults} faults", victim.guest.name());
-        let guest = victim.end()?;
-        let client = connect(&gateway, &person, &guest).open()?;
-        echo_new_word(&client, &guest)?;
+        victim.end()?;
+    }
+    for guest in &guests {
+        let client = Desk { guest, person: &person, gateway: &gateway }.connect().open()?;
+        echo_new_word(&client, guest)?;
         client.close()?;
     }
     Ok(())
@@ -91,17 +92,14 @@ struct Traffic {
 }
 
 impl Victim {
-    fn prepare(gateway: &Gateway, person: &Person, guest: Guest) -> Result<Self> {
-        guest.wait_for_prompt()?;
-        guest.wait_for_info("an address", has_address)?;
-        let client = connect(gateway, person, &guest).open()?;
-        let port = Port::open()?;
-        enter(&client, &Shell::line(&port)?)?;
-        let shell = Shell::new(port.accept()?);
+    fn prepare(desk: &Desk<'_>) -> Result<Self> {
+        desk.guest.wait_for_prompt()?;
+        let client = desk.connect().open()?;
+        let shell = shell(desk, &client)?;
         client.close()?;
-        let traffic = Traffic::start(headless(gateway, person, &guest));
-        guest.wait_for_agent()?;
-        let mut victim = Self { qemu: guest.pid()?, guest, shell, traffic };
+        let traffic = Traffic::start(headless(desk));
+        desk.guest.wait_for_agent()?;
+        let mut victim = Self { qemu: desk.guest.pid()?, guest: desk.guest.clone(), shell, traffic };
         victim.recovers()?;
         Ok(victim)
     }
@@ -133,9 +131,8 @@ impl Victim {
             .with_context(|| format!("the QEMU of `{}` is gone", self.guest.name()))
     }
 
-    fn end(self) -> Result<Guest> {
-        self.traffic.stop()?;
-        Ok(self.guest)
+    fn end(self) -> Result<()> {
+        self.traffic.stop()
     }
 }
 
@@ -193,10 +190,6 @@ fn touch(place: i32, what: TouchContactFlags) -> RdpeiPdu {
     let flags = what | TouchContactFlags::INRANGE | TouchContactFlags::INCONTACT;
     let contact = TouchContact::new(0, place, place, flags);
     RdpeiPdu::Touch(TouchEventPdu::new(0, vec![TouchFrame::new(0, vec![contact])]))
-}
-
-fn connect(gateway: &Gateway, person: &Person, guest: &Guest) -> Connect {
-    Connect::to(gateway.address(), &format!("{}\\{}", guest.name(), person.name), &person.password)
 }
 
 /// Numbers that nobody chose, and that a number gives again (xorshift).

@@ -11,8 +11,6 @@ mod typing;
 
 use anyhow::Result;
 use fanlight_tests::client::Client;
-use fanlight_tests::gateway::{Gateway, Person};
-use fanlight_tests::guest::Guest;
 use fanlight_tests::headless::touch::pdu::{CsReadyFlags, CsReadyPdu, RdpInputProtocolVersion};
 use fanlight_tests::headless::{Decode, Options};
 use fanlight_tests::shell::{Port, Shell};
@@ -40,13 +38,13 @@ const SIZE: (u16, u16) = (1280, 800);
 const FINGERS: u8 = 10;
 
 /// A client without a window, with ten fingers.
-fn headless(gateway: &Gateway, person: &Person, guest: &Guest) -> Options {
+fn headless(desk: &Desk<'_>) -> Options {
     let touch = CsReadyPdu::new(CsReadyFlags::empty(), RdpInputProtocolVersion::V300, FINGERS.into());
     Options {
-        address: gateway.address(),
-        user: person.name.clone(),
-        password: person.password.clone(),
-        vm: Some(guest.name().to_owned()),
+        address: desk.gateway.address(),
+        user: desk.person.name.clone(),
+        password: desk.person.password.clone(),
+        vm: Some(desk.guest.name().to_owned()),
         size: SIZE,
         decode: Decode::Rectangles,
         receive_buffer: None,

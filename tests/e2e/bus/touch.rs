@@ -264,7 +264,7 @@ impl Device {
 }
 
 async fn connect(desk: &Desk<'_>) -> Result<Client> {
-    let mut client = Client::connect(&headless(desk.gateway, desk.person, desk.guest)).await?;
+    let mut client = Client::connect(&headless(desk)).await?;
     client.wait_for_touch("touch channel", |state| state.server.is_some() && !state.suspended).await?;
     desk.guest.wait_for_size(SIZE.0.into(), SIZE.1.into())?;
     Ok(client)

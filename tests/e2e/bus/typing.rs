@@ -166,7 +166,7 @@ fn what_is_typed_while_the_agent_comes_stays_in_order(world: &World) -> Result<(
         take_agent(desk, &mut shell)?;
         let word = new_word();
         let typed = run(async {
-            let mut fast = headless::Client::connect(&options(desk.gateway, desk.person, desk.guest)).await?;
+            let mut fast = headless::Client::connect(&options(desk)).await?;
             fast.type_text(&format!("echo {word}")).await?;
             shell.run(GIVE_AGENT)?;
             let mut typed = String::new();
