@@ -8,8 +8,9 @@ use anyhow::{Context, Result, ensure};
 use console::{KeyEvent, KeyState};
 use fanlight_tests::environment::{environment, may_take_long};
 use fanlight_tests::gateway::Gateway;
-use fanlight_tests::guest::Machine;
+use fanlight_tests::guest::{Bus as GuestBus, Guest, Machine};
 use fanlight_tests::headless::run;
+use fanlight_tests::keys::keysym;
 use fanlight_tests::shell::Shell;
 use fanlight_tests::wait::{Look, stays_so, wait_until};
 use gateway::bus::{Bus, Buses, GuestStatus};
@@ -20,43 +21,58 @@ use vmm::{Boot, Definition, Disk, DiskBus, DiskFormat, Network, Vm};
 use super::host::Vms;
 use super::shell;
 use crate::harness::journeys;
-use crate::world::{World, echo_new_word, enter};
+use crate::world::{Desk, World, echo_new_word, enter};
 
 journeys![
-    a_guest_goes_down_and_starts_over_by_its_agent,
-    a_guest_without_an_agent_goes_down_by_its_power_button,
-    an_agent_outlives_a_pause_and_its_clock_is_set,
-    an_agent_comes_again_after_a_reset,
+    a_guest_goes_down_and_starts_over_by_its_agent_on_rings,
+    a_guest_goes_down_and_starts_over_by_its_agent_on_the_stream,
     an_agent_comes_again_when_a_snapshot_is_loaded,
+    an_agent_outlives_a_pause_and_its_clock_is_set,
+    an_agent_comes_again_after_a_reset_on_the_stream,
+    a_guest_without_an_agent_goes_down_by_its_power_button,
+    an_agent_comes_again_after_a_reset_on_rings,
 ];
 
+/// Power buttons of these do nothing: whatever goes down goes down by the agent.
+const BUTTONLESS: &str = "module_blacklist=button";
+const BUTTONLESS_ON_STREAM: &str = "module_blacklist=button fanlight.transport=stream";
 /// How far the clock of a guest may be off.
 const PRECISION: Duration = Duration::from_secs(1);
 /// How long a guest may take to anything.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-fn a_guest_goes_down_and_starts_over_by_its_agent(_: &World) -> Result<()> {
+fn a_guest_goes_down_and_starts_over_by_its_agent_on_rings(_: &World) -> Result<()> {
     let gateway = Gateway::start()?;
-    // Its power button does nothing: whatever goes down goes down by the agent.
-    let machine = Machine { parameters: "module_blacklist=button", ..Machine::default() };
-    let guest = gateway.create_guest_on("buttonless", machine)?;
-
+    let guest = gateway.create_guest_on("rings", Machine { parameters: BUTTONLESS, ..Machine::default() })?;
     // Asked before there is an agent: it comes late, and the guest goes down all the same.
     guest.request("start")?;
     ensure!(!guest.bus()?.is_connected(), "the agent was faster than the test");
     guest.request("shutdown")?;
     guest.wait_for_state("stopped")?;
+    goes_down_and_starts_over(&gateway, &guest, "ring")
+}
 
+fn a_guest_goes_down_and_starts_over_by_its_agent_on_the_stream(_: &World) -> Result<()> {
+    let gateway = Gateway::start()?;
+    let machine = Machine { parameters: BUTTONLESS_ON_STREAM, ..Machine::default() };
+    goes_down_and_starts_over(&gateway, &gateway.create_guest_on("stream", machine)?, "stream")
+}
+
+fn goes_down_and_starts_over(gateway: &Gateway, guest: &Guest, transport: &str) -> Result<()> {
     guest.request("start")?;
-    let before = guest.wait_for_agent()?.connections();
+    let before = guest.wait_for_agent()?;
+    ensure!(before.transports() == [transport], "its bus is {before:?}");
     let qemu = guest.pid()?;
     guest.request("reboot")?;
-    guest.wait_for_bus("the agent of the next start", |bus| bus.connections() > before && bus.is_complete())?;
+    let came_again = |bus: &GuestBus| bus.connections() > before.connections() && bus.is_complete();
+    guest.wait_for_bus("the agent of the next start", came_again)?;
     ensure!(guest.pid()? == qemu && guest.state()? == "running", "it was not only started over");
 
+    let log = gateway.log();
     guest.request("shutdown")?;
     ensure!(guest.state()? == "stopped", "it is {}", guest.state()?);
-    ensure!(gateway.log().contains("the guest shuts down"), "the agent did not promise it:\n{}", gateway.log());
+    let since = gateway.log().split_off(log.len());
+    ensure!(since.contains("the guest shuts down"), "the agent did not promise it:\n{since}");
     Ok(())
 }
 
@@ -117,22 +133,30 @@ fn clock_offset(shell: &mut Shell) -> Result<Duration> {
     Ok(before.saturating_sub(guest).max(guest.saturating_sub(after)))
 }
 
-fn an_agent_comes_again_after_a_reset(world: &World) -> Result<()> {
-    world.on_stream(|desk| {
-        let before = desk.guest.wait_for_agent()?.connections();
-        let qemu = desk.guest.pid()?;
-        desk.guest.request("reset")?;
-        let bus = desk
-            .guest
-            .wait_for_bus("the agent of the next start", |bus| bus.connections() > before && bus.is_complete())?;
-        ensure!(bus.transports() == ["stream"] && bus.faults() == 0, "it came as {bus:?}");
-        ensure!(desk.guest.pid()? == qemu, "it was not only reset");
-        desk.guest.wait_for_pong()?;
-        desk.guest.wait_for_prompt()?;
-        let client = desk.connect().open()?;
-        echo_new_word(&client, desk.guest)?;
-        client.close()
-    })
+fn an_agent_comes_again_after_a_reset_on_rings(world: &World) -> Result<()> {
+    world.on_rings(|desk| comes_again_after_a_reset(desk, "ring"))
+}
+
+fn an_agent_comes_again_after_a_reset_on_the_stream(world: &World) -> Result<()> {
+    world.on_stream(|desk| comes_again_after_a_reset(desk, "stream"))
+}
+
+fn comes_again_after_a_reset(desk: &Desk<'_>, transport: &str) -> Result<()> {
+    let before = desk.guest.wait_for_agent()?.connections();
+    let qemu = desk.guest.pid()?;
+    // Somebody holds a key meanwhile.
+    let client = desk.connect().open()?;
+    client.press(keysym::SHIFT)?;
+    desk.guest.request("reset")?;
+    let came_again = |bus: &GuestBus| bus.connections() > before && bus.is_complete();
+    let bus = desk.guest.wait_for_bus("the agent of the next start", came_again)?;
+    ensure!(bus.transports() == [transport] && bus.faults() == 0, "it came as {bus:?}");
+    ensure!(desk.guest.pid()? == qemu, "it was not only reset");
+    desk.guest.wait_for_pong()?;
+    desk.guest.wait_for_prompt()?;
+    client.release(keysym::SHIFT)?;
+    echo_new_word(&client, desk.guest)?;
+    client.close()
 }
 
 fn an_agent_comes_again_when_a_snapshot_is_loaded(_: &World) -> Result<()> {
