@@ -2,6 +2,7 @@
 
 mod classes;
 mod crashes;
+mod faults;
 mod host;
 mod info;
 mod messages;
@@ -23,6 +24,7 @@ pub(crate) fn journeys() -> Vec<Journey> {
     // Those that take longest come first.
     let journeys = [
         crashes::journeys(),
+        faults::journeys(),
         power::journeys(),
         classes::journeys(),
         touch::journeys(),
