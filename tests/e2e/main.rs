@@ -2,6 +2,7 @@
 //!
 //! One module per journey of a user, an administrator or an attacker. They run a few at a time and share one
 //! gateway with two booted guests where they can; what breaks things has its own.
+//! With `FANLIGHT_TEST_LONG=1` those that look for what happens seldom look longer.
 
 mod bus;
 mod command_line;
