@@ -214,8 +214,9 @@ impl Host {
     /// # Errors
     ///
     /// When the definition says what cannot be, its name or UUID is taken, or it cannot be written.
-    pub async fn create(&self, definition: Definition) -> Result<Vm, HostError> {
+    pub async fn create(&self, mut definition: Definition) -> Result<Vm, HostError> {
         let _changing = self.machines.changing.lock().await;
+        definition.settle();
         definition.validate()?;
         if let Some(what) = self.taken(&definition) {
             let value = if what == "name" { definition.name } else { definition.uuid.to_string() };

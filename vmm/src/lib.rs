@@ -37,8 +37,9 @@ mod vm;
 pub use accelerator::AcceleratorReport;
 pub use bus::{BusConnection, BusMemory, BusPort, BusPortState, Quiesce, QuiesceReason, QuiesceRequests};
 pub use definition::{
-    Accelerator, BUS_MEMORY_MIB, Boot, Bus, Definition, DefinitionError, Disk, DiskBus, DiskFormat, DynamicMemory,
-    InvalidDefinition, MEMORY_BUFFER, MEMORY_WEIGHT, MONITORS, MemoryDevices, Network, Provider, Session, VCPUS,
+    Accelerator, BUS_MEMORY_MIB, Boot, Bus, Controllers, Definition, DefinitionError, Disk, DiskBus, DiskCache,
+    DiskFormat, DiskSource, DynamicMemory, IdeModel, InvalidDefinition, InvalidUrl, MEMORY_BUFFER, MEMORY_WEIGHT,
+    MONITORS, MemoryDevices, NbdServer, Network, Provider, Remote, ScsiModel, Session, Tls, VCPUS,
 };
 pub use disks::{
     BackingFile, BackingImage, BlockDevice, Convert, DiskError, Disks, ImageInfo, ImageSnapshot, ImageUser, Layout,

@@ -4,14 +4,13 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
-use serde::de::DeserializeOwned;
 use uuid::Uuid;
 use vmm::{
-    Accelerator, Boot, Definition, Disk, DiskBus, DiskFormat, DynamicMemory, Layout, Network, NewImage, Preallocation,
+    Accelerator, Boot, Controllers, Definition, Disk, DiskBus, DiskSource, DynamicMemory, IdeModel, Network, ScsiModel,
 };
 
 use super::Context;
-use super::size::parse_size;
+use super::disk_option::{DISK_HELP, DiskOption, absolute, parse_disk, parse_source, word};
 use crate::api::model::{CreateVm, VmInfo};
 use crate::problem::{Code, Problem};
 
@@ -25,12 +24,10 @@ Examples:
   fanlight vm create --name tiny --memory 256 --kernel /srv/vmlinux --initrd /srv/initrd --cmdline console=tty0
   fanlight vm create --file web01.toml
 
-A disk is written as path=FILE[,size=20G][,format=raw|qcow2|vhd|vhdx|vmdk][,bus=virtio|scsi|ide][,readonly].
-With `size` the image is created, without it has to be there.
 Memory is written as MIB[,minimum=MIB][,maximum=MIB][,buffer=PERCENT][,weight=0..10000][,devices=virtio|hyperv].")]
 pub(super) struct Create {
     /// A definition in TOML; `vm show --definition` prints one
-    #[arg(long, short, value_name = "FILE", conflicts_with_all = ["name", "memory", "vcpus", "disks", "cdroms", "kernel", "initrd", "cmdline", "monitors", "accelerator", "network"])]
+    #[arg(long, short, value_name = "FILE", conflicts_with_all = ["name", "memory", "vcpus", "disks", "cdroms", "kernel", "initrd", "cmdline", "monitors", "accelerator", "network", "scsi", "ide"])]
     file: Option<PathBuf>,
     /// Name of the VM
     #[arg(long, required_unless_present = "file")]
@@ -42,11 +39,17 @@ pub(super) struct Create {
     #[arg(long, default_value_t = 1, value_name = "NUMBER")]
     vcpus: u8,
     /// A disk; repeat it for several
-    #[arg(long = "disk", value_name = "path=FILE[,…]", value_parser = parse_disk)]
+    #[arg(long = "disk", value_name = "path=FILE[,…]", value_parser = parse_disk, long_help = DISK_HELP)]
     disks: Vec<DiskOption>,
-    /// An ISO image in a CD drive
-    #[arg(long = "cdrom", value_name = "FILE")]
-    cdroms: Vec<PathBuf>,
+    /// An ISO image, or its URL, in a CD drive; `empty` for a drive without a disc
+    #[arg(long = "cdrom", value_name = "FILE", value_parser = cdrom)]
+    cdroms: Vec<Disk>,
+    /// The SCSI controllers: virtio, lsi
+    #[arg(long, value_name = "MODEL[,…]", default_value = "virtio", value_parser = list::<ScsiModel>)]
+    scsi: List<ScsiModel>,
+    /// The IDE controllers: ahci, piix
+    #[arg(long, value_name = "MODEL[,…]", default_value = "ahci", value_parser = list::<IdeModel>)]
+    ide: List<IdeModel>,
     /// A Linux kernel to start instead of the firmware
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
@@ -74,13 +77,6 @@ struct MemoryOption {
     dynamic: Option<DynamicMemory>,
 }
 
-/// A `--disk`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct DiskOption {
-    disk: Disk,
-    size: Option<u64>,
-}
-
 impl Create {
     pub(super) async fn run(self, context: &Context) -> Result<(), Problem> {
         let request = match &self.file {
@@ -93,7 +89,7 @@ impl Create {
     }
 
     fn into_request(self) -> Result<CreateVm, Problem> {
-        let new_disks = self.disks.iter().filter_map(DiskOption::new_disk).collect();
+        let new_disks = self.disks.iter().filter_map(DiskOption::new_image).collect();
         let mut definition = Definition::new(self.name.unwrap_or_default(), Uuid::new_v4());
         definition.memory = self.memory.startup;
         definition.dynamic_memory = self.memory.dynamic;
@@ -102,7 +98,8 @@ impl Create {
         definition.accelerator = self.accelerator;
         definition.network = self.network;
         definition.disks = self.disks.into_iter().map(|option| option.disk).collect();
-        definition.disks.extend(self.cdroms.into_iter().map(cdrom));
+        definition.disks.extend(self.cdroms);
+        definition.controllers = Controllers { ide: self.ide.0, scsi: self.scsi.0 };
         if let Some(kernel) = self.kernel {
             definition.boot = Boot::DirectKernel {
                 kernel: absolute(kernel),
@@ -110,6 +107,7 @@ impl Create {
                 cmdline: self.cmdline.unwrap_or_default(),
             };
         }
+        definition.settle();
         definition.validate().map_err(|error| Problem::new(Code::Invalid, error))?;
         Ok(CreateVm { definition: definition.to_toml(), file: None, disks: new_disks })
     }
@@ -121,27 +119,20 @@ fn from_file(file: &Path) -> Result<CreateVm, Problem> {
     Ok(CreateVm { definition: definition.to_toml(), file: Some(file.display().to_string()), disks: Vec::new() })
 }
 
-fn cdrom(path: PathBuf) -> Disk {
-    Disk { path: absolute(path), format: DiskFormat::Raw, bus: DiskBus::Ide, readonly: true, cdrom: true }
+/// A drive with a disc in it; `empty`: without.
+fn cdrom(words: &str) -> Result<Disk, String> {
+    let source = if words == "empty" { DiskSource::Empty } else { parse_source(words)? };
+    Ok(Disk::cdrom(source, DiskBus::Ide))
 }
 
-/// The service has another working folder.
-pub(super) fn absolute(path: PathBuf) -> PathBuf {
-    std::path::absolute(&path).unwrap_or(path)
+/// The words of a list, without the spaces between them.
+fn list<T: serde::de::DeserializeOwned>(words: &str) -> Result<List<T>, String> {
+    words.split(',').map(|part| word(part.trim())).collect::<Result<_, _>>().map(List)
 }
 
-impl DiskOption {
-    fn new_disk(&self) -> Option<NewImage> {
-        Some(NewImage {
-            path: self.disk.path.clone(),
-            size: Some(self.size?),
-            format: Some(self.disk.format),
-            layout: Layout::Dynamic,
-            backing: None,
-            preallocation: Preallocation::Off,
-        })
-    }
-}
+/// Clap takes a `Vec` for an option that may be repeated.
+#[derive(Debug, Clone)]
+struct List<T>(Vec<T>);
 
 /// Reads `512,minimum=256,maximum=2048,buffer=20,weight=5000`; virt-install says `maxmemory`.
 fn parse_memory(text: &str) -> Result<MemoryOption, String> {
@@ -166,29 +157,6 @@ fn number<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| format!("`{text}` is not a number that could be meant here"))
 }
 
-/// Reads `path=FILE,size=20G,format=qcow2,bus=virtio,readonly`.
-fn parse_disk(text: &str) -> Result<DiskOption, String> {
-    let (mut path, mut size, mut format, mut bus, mut readonly) = (None, None, None, DiskBus::Virtio, false);
-    for part in text.split(',') {
-        match part.split_once('=') {
-            Some(("path", value)) if !value.is_empty() => path = Some(PathBuf::from(value)),
-            Some(("size", value)) => size = Some(parse_size(value)?),
-            Some(("format", value)) => format = Some(word(value)?),
-            Some(("bus", value)) => bus = word(value)?,
-            None if part == "readonly" => readonly = true,
-            _ => return Err(format!("`{part}` is not one of path=, size=, format=, bus=, readonly")),
-        }
-    }
-    let path = absolute(path.ok_or("a disk needs path=FILE")?);
-    let format = format.or_else(|| DiskFormat::of_name(&path)).unwrap_or(DiskFormat::Raw);
-    Ok(DiskOption { disk: Disk { path, format, bus, readonly, cdrom: false }, size })
-}
-
-/// A value by the word that stands for it in definition files.
-pub(super) fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
-    serde_json::from_value(text.into()).map_err(|error| error.to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,18 +169,6 @@ mod tests {
         assert_eq!(parse_memory(text), Ok(MemoryOption { startup: 512, dynamic }));
         for text in ["", "x", "512,", "512,min=1", "512,weight=99999999", "512,devices=xen", "-1"] {
             assert!(parse_memory(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn disks_are_read_as_virt_install_writes_them() {
-        let read = parse_disk("path=/srv/a.qcow2,size=20G,bus=scsi,readonly").unwrap();
-        assert_eq!(read.size, Some(20 << 30));
-        assert_eq!((read.disk.format, read.disk.bus, read.disk.readonly), (DiskFormat::Qcow2, DiskBus::Scsi, true));
-        assert_eq!(parse_disk("path=/srv/a.img").unwrap().disk.format, DiskFormat::Raw);
-        assert_eq!(parse_disk("path=/srv/a.img,format=vhdx").unwrap().disk.format, DiskFormat::Vhdx);
-        for text in ["size=1G", "path=", "path=/a,sice=1G", "path=/a,format=zip", "path=/a,bus=floppy"] {
-            assert!(parse_disk(text).is_err(), "{text}");
         }
     }
 }

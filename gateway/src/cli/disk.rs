@@ -10,7 +10,7 @@ use vmm::{
 };
 
 use super::Context;
-use super::create::{absolute, word};
+use super::disk_option::{absolute, word};
 use super::job::Waiting;
 use super::output::{age, bytes};
 use super::size::parse_size;

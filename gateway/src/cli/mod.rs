@@ -4,6 +4,7 @@ mod bus;
 mod create;
 mod demo;
 mod disk;
+mod disk_option;
 mod doctor;
 mod guest;
 mod job;

@@ -4,10 +4,7 @@ use std::path::Path;
 
 use super::memory::MemoryPart;
 use super::parse::About;
-use super::{
-    BUS_MEMORY_MIB, Boot, Definition, Disk, DiskBus, DiskFormat, IDE_PORTS, MAX_DISKS, MAX_NAME, MEMORY_MIB, MONITORS,
-    Provider, VCPUS,
-};
+use super::{BUS_MEMORY_MIB, Boot, Definition, MAX_NAME, MEMORY_MIB, MONITORS, Provider, VCPUS};
 
 /// Longest kernel command line: what Linux on x86 takes (`COMMAND_LINE_SIZE`), without its end.
 const MAX_CMDLINE: usize = 2047;
@@ -49,7 +46,7 @@ impl Definition {
                 std::iter::once(("kernel", kernel.as_path())).chain(initrd).collect()
             }
         };
-        let disks = self.disks.iter().map(|disk| ("disk", disk.path.as_path()));
+        let disks = self.disks.iter().filter_map(|disk| Some(("disk", disk.source.path()?)));
         boot.into_iter().chain(disks).find_map(|(what, path)| {
             let error = std::fs::metadata(path).err()?;
             Some(format!("{what} {}: {error}", path.display()))
@@ -103,51 +100,6 @@ impl Definition {
             .or_else(|| path_problem(About::Initrd, "initrd", initrd.as_deref()?))
             .or_else(|| cmdline_problem(cmdline))
     }
-
-    fn disks_problem(&self) -> Option<Problem> {
-        if self.disks.len() > MAX_DISKS {
-            return problem(About::Disk(MAX_DISKS), format!("more than {MAX_DISKS} disks"));
-        }
-        let mut ide = 0;
-        for (index, disk) in self.disks.iter().enumerate() {
-            ide += usize::from(disk.bus == DiskBus::Ide);
-            if ide > IDE_PORTS {
-                return problem(About::Disk(index), format!("more than {IDE_PORTS} disks on bus \"ide\""));
-            }
-            let same = self.disks.iter().take(index).position(|other| other.path == disk.path);
-            if let Some(other) = same {
-                let reason = format!("disk {} is the same file as disk {}", index + 1, other + 1);
-                return problem(About::DiskPath(index), reason);
-            }
-            if let Some(found) = disk.problem(index) {
-                return Some(found);
-            }
-        }
-        None
-    }
-}
-
-impl Disk {
-    fn problem(&self, index: usize) -> Option<Problem> {
-        let number = index + 1;
-        if let Some(found) = path_problem(About::DiskPath(index), "path", &self.path) {
-            return Some(found);
-        }
-        if self.cdrom && self.bus == DiskBus::Virtio {
-            return problem(About::Disk(index), format!("disk {number}: a CD needs bus \"ide\" or \"scsi\""));
-        }
-        if self.cdrom && self.format != DiskFormat::Raw {
-            return problem(About::Disk(index), format!("disk {number}: a CD is format \"raw\""));
-        }
-        if self.cdrom && !self.readonly {
-            return problem(About::Disk(index), format!("disk {number}: a CD is read-only"));
-        }
-        if self.readonly && !self.cdrom && self.bus == DiskBus::Ide {
-            let reason = format!("disk {number}: an IDE disk cannot be read-only; take bus \"scsi\" or \"virtio\"");
-            return problem(About::Disk(index), reason);
-        }
-        None
-    }
 }
 
 fn name_problem(name: &str) -> Option<Problem> {
@@ -165,7 +117,7 @@ fn name_problem(name: &str) -> Option<Problem> {
     problem(About::Name, reason)
 }
 
-fn path_problem(about: About, key: &str, path: &Path) -> Option<Problem> {
+pub(super) fn path_problem(about: About, key: &str, path: &Path) -> Option<Problem> {
     if !path.is_absolute() {
         return problem(about, format!("`{key}` must be an absolute path, not {:?}", path.display().to_string()));
     }

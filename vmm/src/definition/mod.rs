@@ -1,14 +1,17 @@
 //! What a virtual machine is: one TOML file each, checked when it is read.
 //!
-//! * this file: the values,
+//! * this file, `disk`, `source`: the values,
 //! * [`parse`](Definition::parse): text → [`Definition`], or [`DefinitionError`] with file, line and column,
 //! * `memory`: memory that is always the same, or follows the guest's need,
-//! * `check`: what no value may say,
+//! * `check`, `check_disks`: what no value may say,
 //! * `write`: [`Definition`] → text, and the atomic replacement of a file.
 
 mod check;
+mod check_disks;
+mod disk;
 mod memory;
 mod parse;
+mod source;
 mod write;
 
 use std::fmt;
@@ -18,8 +21,10 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use check::InvalidDefinition;
+pub use disk::{Controllers, Disk, DiskBus, DiskCache, DiskFormat, IdeModel, ScsiModel};
 pub use memory::{DynamicMemory, MEMORY_BUFFER, MEMORY_WEIGHT, MemoryDevices};
 pub use parse::DefinitionError;
+pub use source::{DiskSource, InvalidUrl, NbdServer, Remote, Tls};
 pub(crate) use write::{replace_file, sync_folder};
 
 /// Longest name of a VM, in bytes.
@@ -33,10 +38,6 @@ pub const MONITORS: std::ops::RangeInclusive<u8> = 1..=16;
 /// Least and most memory that a VM's bus shares with the host, in MiB; always a power of two, as the guest finds it in a
 /// PCI device.
 pub const BUS_MEMORY_MIB: std::ops::RangeInclusive<u32> = 1..=1024;
-/// Most disks of a VM; each takes a PCI slot or a port of a controller.
-pub(crate) const MAX_DISKS: usize = 16;
-/// Ports of the machine's IDE (AHCI) controller.
-pub(crate) const IDE_PORTS: usize = 6;
 
 /// A virtual machine as its owner wants it.
 ///
@@ -66,6 +67,8 @@ pub struct Definition {
     pub session: Session,
     /// What runs first.
     pub boot: Boot,
+    /// What its disks sit on.
+    pub controllers: Controllers,
     /// Disks and drives, in the order the firmware tries them.
     pub disks: Vec<Disk>,
 }
@@ -86,6 +89,7 @@ impl Definition {
             bus: Bus::default(),
             session: Session::default(),
             boot: Boot::Firmware,
+            controllers: Controllers::default(),
             disks: Vec::new(),
         }
     }
@@ -162,50 +166,6 @@ pub enum Boot {
         /// The command line of the kernel.
         cmdline: String,
     },
-}
-
-/// A disk of a VM, or a drive with a disc in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Disk {
-    /// The image on the host; absolute.
-    pub path: PathBuf,
-    /// How the image is laid out.
-    pub format: DiskFormat,
-    /// What the guest finds it on.
-    pub bus: DiskBus,
-    /// Whether the guest may only read.
-    pub readonly: bool,
-    /// Whether it is a CD or DVD.
-    pub cdrom: bool,
-}
-
-/// How an image of a disk is laid out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DiskFormat {
-    /// The disk's bytes as they are.
-    Raw,
-    /// QEMU's own.
-    Qcow2,
-    /// Virtual PC's and old Hyper-V's.
-    #[serde(alias = "vpc")]
-    Vhd,
-    /// Hyper-V's.
-    Vhdx,
-    /// VMware's.
-    Vmdk,
-}
-
-/// What a guest finds a disk on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DiskBus {
-    /// The machine's own controller (AHCI), which every system knows.
-    Ide,
-    /// A virtio-scsi controller.
-    Scsi,
-    /// virtio-blk.
-    Virtio,
 }
 
 impl fmt::Display for Provider {

@@ -8,7 +8,10 @@ use toml::Spanned;
 use uuid::Uuid;
 
 use super::memory::{MemoryKey, MemoryPart, MemorySpans};
-use super::{Accelerator, Boot, Bus, Definition, Disk, DiskBus, DiskFormat, Network, Provider, Session};
+use super::{
+    Accelerator, Boot, Bus, Controllers, Definition, Disk, DiskBus, DiskCache, DiskFormat, DiskSource, IdeModel,
+    Network, Provider, ScsiModel, Session,
+};
 
 /// Largest definition that is read, in bytes.
 const MAX_FILE: usize = 256 * 1024;
@@ -60,8 +63,9 @@ impl Definition {
             DefinitionError::at(file, text, error.span().unwrap_or(0..0), error.message().trim_end())
         })?;
         let spans = Spans::of(&read);
-        let definition =
+        let mut definition =
             read.into_definition().map_err(|(span, reason)| DefinitionError::at(file, text, span, reason))?;
+        definition.settle();
         definition.problem().map_or(Ok(()), |problem| {
             Err(DefinitionError::at(file, text, spans.find(problem.about), problem.reason))
         })?;
@@ -91,8 +95,10 @@ pub(super) enum About {
     Kernel,
     Initrd,
     Cmdline,
+    Controllers,
     Disk(usize),
-    DiskPath(usize),
+    DiskId(usize),
+    DiskSource(usize),
 }
 
 /// The keys of the file as they are written.
@@ -115,6 +121,7 @@ struct File {
     #[serde(default)]
     session: SessionTable,
     boot: Option<Spanned<BootTable>>,
+    controllers: Option<Spanned<ControllersTable>>,
     #[serde(default, rename = "disk")]
     disks: Vec<Spanned<DiskTable>>,
 }
@@ -147,13 +154,28 @@ enum Firmware {
     Bios,
 }
 
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct ControllersTable {
+    ide: Option<Vec<IdeModel>>,
+    scsi: Option<Vec<ScsiModel>>,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct DiskTable {
-    path: Spanned<PathBuf>,
-    format: DiskFormat,
+    id: Option<Spanned<String>>,
+    path: Option<Spanned<PathBuf>>,
+    url: Option<Spanned<String>>,
+    format: Option<DiskFormat>,
     #[serde(default = "virtio")]
     bus: DiskBus,
+    #[serde(default)]
+    controller: u8,
+    unit: Option<u8>,
+    serial: Option<String>,
+    #[serde(default)]
+    cache: DiskCache,
     #[serde(default)]
     readonly: bool,
     #[serde(default)]
@@ -178,7 +200,8 @@ impl File {
             bus: self.bus.into_bus(),
             session: Session { input: self.session.input.map(Spanned::into_inner).unwrap_or_default() },
             boot: self.boot.map_or(Ok(Boot::Firmware), into_boot)?,
-            disks: self.disks.into_iter().map(|disk| disk.into_inner().into_disk()).collect(),
+            controllers: self.controllers.map(|table| table.into_inner().into_controllers()).unwrap_or_default(),
+            disks: self.disks.into_iter().map(into_disk).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -212,17 +235,40 @@ fn into_boot(table: Spanned<BootTable>) -> Result<Boot, Misplaced> {
     }
 }
 
-impl DiskTable {
-    fn into_disk(self) -> Disk {
-        Disk {
-            path: self.path.into_inner(),
-            format: self.format,
-            bus: self.bus,
-            // A CD is never written: saying so is not asked of anybody.
-            readonly: self.readonly || self.cdrom,
-            cdrom: self.cdrom,
-        }
+impl ControllersTable {
+    fn into_controllers(self) -> Controllers {
+        let usual = Controllers::default();
+        Controllers { ide: self.ide.unwrap_or(usual.ide), scsi: self.scsi.unwrap_or(usual.scsi) }
     }
+}
+
+fn into_disk(table: Spanned<DiskTable>) -> Result<Disk, Misplaced> {
+    let whole = table.span();
+    let table = table.into_inner();
+    let source = match (table.path, table.url) {
+        (Some(_), Some(url)) => return Err((url.span(), "`path` and `url` exclude each other".into())),
+        (Some(path), None) => DiskSource::Path(path.into_inner()),
+        (None, Some(url)) => {
+            let remote = url.get_ref().parse().map_err(|error| (url.span(), format!("`url`: {error}")))?;
+            DiskSource::Remote(remote)
+        }
+        (None, None) => DiskSource::Empty,
+    };
+    // A disc has no other: saying so is not asked of anybody.
+    let format = table.format.or(table.cdrom.then_some(DiskFormat::Raw));
+    Ok(Disk {
+        id: table.id.map(Spanned::into_inner).unwrap_or_default(),
+        source,
+        format: format.ok_or_else(|| (whole, "missing field `format`".to_owned()))?,
+        bus: table.bus,
+        controller: table.controller,
+        unit: table.unit,
+        serial: table.serial,
+        cache: table.cache,
+        // A CD is never written: the same.
+        readonly: table.readonly || table.cdrom,
+        cdrom: table.cdrom,
+    })
 }
 
 /// Where each value stands in the file.
@@ -236,7 +282,23 @@ struct Spans {
     kernel: Range<usize>,
     initrd: Range<usize>,
     cmdline: Range<usize>,
-    disks: Vec<(Range<usize>, Range<usize>)>,
+    controllers: Range<usize>,
+    disks: Vec<DiskSpans>,
+}
+
+struct DiskSpans {
+    whole: Range<usize>,
+    id: Range<usize>,
+    source: Range<usize>,
+}
+
+impl DiskSpans {
+    fn of(table: &Spanned<DiskTable>) -> Self {
+        let (whole, disk) = (table.span(), table.get_ref());
+        let source = disk.path.as_ref().map(Spanned::span).or(disk.url.as_ref().map(Spanned::span));
+        let id = disk.id.as_ref().map(Spanned::span);
+        Self { id: id.unwrap_or(whole.clone()), source: source.unwrap_or(whole.clone()), whole }
+    }
 }
 
 impl Spans {
@@ -254,7 +316,8 @@ impl Spans {
             kernel: boot.and_then(|boot| boot.kernel.as_ref()).map_or(whole.clone(), Spanned::span),
             initrd: boot.and_then(|boot| boot.initrd.as_ref()).map_or(whole.clone(), Spanned::span),
             cmdline: boot.and_then(|boot| boot.cmdline.as_ref()).map_or(whole, Spanned::span),
-            disks: file.disks.iter().map(|disk| (disk.span(), disk.get_ref().path.span())).collect(),
+            controllers: file.controllers.as_ref().map(Spanned::span).unwrap_or_default(),
+            disks: file.disks.iter().map(DiskSpans::of).collect(),
         }
     }
 
@@ -269,8 +332,10 @@ impl Spans {
             About::Kernel => Some(&self.kernel),
             About::Initrd => Some(&self.initrd),
             About::Cmdline => Some(&self.cmdline),
-            About::Disk(index) => self.disks.get(index).map(|(table, _)| table),
-            About::DiskPath(index) => self.disks.get(index).map(|(_, path)| path),
+            About::Controllers => Some(&self.controllers),
+            About::Disk(index) => self.disks.get(index).map(|disk| &disk.whole),
+            About::DiskId(index) => self.disks.get(index).map(|disk| &disk.id),
+            About::DiskSource(index) => self.disks.get(index).map(|disk| &disk.source),
         };
         found.cloned().unwrap_or_default()
     }
@@ -322,7 +387,10 @@ mod tests {
              [session]\ninput = \"hardware\"\n\
              [boot]\nkernel = \"/k\"\ninitrd = \"/i\"\ncmdline = \"quiet\"\n\
              [[disk]]\npath = \"/a.vhd\"\nformat = \"vpc\"\nbus = \"ide\"\n\
-             [[disk]]\npath = \"/b.iso\"\nformat = \"raw\"\nbus = \"scsi\"\ncdrom = true\n"
+             [controllers]\nscsi = [\"virtio\", \"lsi\"]\n\
+             [[disk]]\nbus = \"scsi\"\ncdrom = true\n\
+             [[disk]]\nid = \"data\"\nurl = \"nbd://host/x\"\nformat = \"raw\"\nbus = \"scsi\"\ncontroller = 1\n\
+             unit = 3\nserial = \"S-1\"\ncache = \"none\"\n"
         );
         let definition = parse(&text).expect("valid");
         assert_eq!((definition.vcpus, definition.monitors), (4, 3));
@@ -334,6 +402,18 @@ mod tests {
         assert_eq!((initrd, cmdline.as_str()), (Some("/i".into()), "quiet"));
         assert_eq!(definition.disks[0].format, DiskFormat::Vhd);
         assert!(definition.disks[1].cdrom && definition.disks[1].readonly);
+        assert_eq!((definition.disks[1].id.as_str(), &definition.disks[1].source), ("disk1", &DiskSource::Empty));
+        assert_eq!(definition.controllers.scsi, [ScsiModel::Virtio, ScsiModel::Lsi]);
+        let remote = DiskSource::Remote("nbd://host/x".parse().expect("valid"));
+        let data = Disk {
+            id: "data".into(),
+            controller: 1,
+            unit: Some(3),
+            serial: Some("S-1".into()),
+            cache: DiskCache::None,
+            ..Disk::new(remote, DiskFormat::Raw, DiskBus::Scsi)
+        };
+        assert_eq!(definition.disks[2], data);
     }
 
     #[test]
@@ -417,6 +497,34 @@ mod tests {
             (
                 &format!("{HEAD}[[disk]]\npath = \"/d\"\nformat = \"raw\"\nbus = \"virtio\"\ncdrom = true\n"),
                 "demo.toml:4:1: disk 1: a CD needs bus",
+            ),
+            (&format!("{HEAD}[[disk]]\npath = \"/d\"\n"), "demo.toml:4:1: missing field `format`"),
+            (&format!("{HEAD}[[disk]]\nformat = \"raw\"\n"), "demo.toml:4:1: disk 1 needs a `path` or a `url`"),
+            (
+                &format!("{HEAD}[[disk]]\nformat = \"raw\"\nurl = \"ftp://h/x\"\n"),
+                "demo.toml:6:7: `url`: `ftp://h/x` is not nbd://",
+            ),
+            (
+                &format!("{HEAD}[[disk]]\nformat = \"raw\"\nurl = \"nbd://h/x\"\npath = \"/d\"\n"),
+                "demo.toml:6:7: `path` and `url` exclude each other",
+            ),
+            (
+                &format!("{HEAD}[[disk]]\nformat = \"raw\"\nurl = \"https://h/x\"\n"),
+                "demo.toml:6:7: disk 1: what a web server gives out is only read",
+            ),
+            (
+                &format!("{HEAD}[[disk]]\nid = \"Disk\"\npath = \"/d\"\nformat = \"raw\"\n"),
+                "demo.toml:5:6: disk 1: `id` is a letter",
+            ),
+            (
+                &format!("{HEAD}[[disk]]\npath = \"/d\"\nformat = \"raw\"\nbus = \"scsi\"\ncontroller = 1\n"),
+                "demo.toml:4:1: disk 1: there is no controller 1 of bus \"scsi\"",
+            ),
+            (&format!("{HEAD}[controllers]\nscsi = []\n"), "demo.toml:4:1: there are 1 to 4 controllers"),
+            (&format!("{HEAD}[controllers]\nscsi = [\"buslogic\"]\n"), "demo.toml:5:9: unknown variant `buslogic`"),
+            (
+                &format!("{HEAD}[[disk]]\npath = \"/d\"\nformat = \"vmdk\"\n"),
+                "demo.toml:4:1: disk 1: vmdk images are only read",
             ),
             ("é = 1", "demo.toml:1:1: "),
         ];

@@ -8,7 +8,10 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::memory::MemoryFile;
-use super::{Accelerator, Boot, Definition, Disk, DiskBus, DiskFormat, Network, Provider};
+use super::{
+    Accelerator, Boot, Controllers, Definition, Disk, DiskBus, DiskCache, DiskFormat, DiskSource, IdeModel, Network,
+    Provider, ScsiModel,
+};
 
 impl Definition {
     /// The text of its file; [`parse`](Self::parse) reads the same value from it.
@@ -35,6 +38,7 @@ impl Definition {
             bus: BusTable { enabled: self.bus.enabled, memory: self.bus.memory },
             session: SessionTable { input: self.session.input },
             boot,
+            controllers: (self.controllers != Controllers::default()).then(|| ControllersTable::of(&self.controllers)),
             disks: self.disks.iter().map(DiskTable::of).collect(),
         };
         // Only maps with keys that are not strings cannot be written, and there are none.
@@ -85,6 +89,8 @@ struct FileTable<'a> {
     bus: BusTable,
     session: SessionTable,
     boot: BootTable<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    controllers: Option<ControllersTable<'a>>,
     #[serde(rename = "disk", skip_serializing_if = "Vec::is_empty")]
     disks: Vec<DiskTable<'a>>,
 }
@@ -113,18 +119,65 @@ struct BootTable<'a> {
 }
 
 #[derive(Serialize)]
+struct ControllersTable<'a> {
+    ide: &'a [IdeModel],
+    scsi: &'a [ScsiModel],
+}
+
+#[derive(Serialize)]
 struct DiskTable<'a> {
-    path: &'a Path,
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<&'a Path>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    url: Option<String>,
     format: DiskFormat,
     bus: DiskBus,
+    #[serde(skip_serializing_if = "is_first")]
+    controller: u8,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unit: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    serial: Option<&'a str>,
+    #[serde(skip_serializing_if = "is_usual")]
+    cache: DiskCache,
     readonly: bool,
     cdrom: bool,
 }
 
+impl<'a> ControllersTable<'a> {
+    fn of(controllers: &'a Controllers) -> Self {
+        Self { ide: &controllers.ide, scsi: &controllers.scsi }
+    }
+}
+
 impl<'a> DiskTable<'a> {
     fn of(disk: &'a Disk) -> Self {
-        Self { path: &disk.path, format: disk.format, bus: disk.bus, readonly: disk.readonly, cdrom: disk.cdrom }
+        let url = if let DiskSource::Remote(remote) = &disk.source { Some(remote.to_string()) } else { None };
+        Self {
+            id: &disk.id,
+            path: disk.source.path(),
+            url,
+            format: disk.format,
+            bus: disk.bus,
+            controller: disk.controller,
+            unit: disk.unit,
+            serial: disk.serial.as_deref(),
+            cache: disk.cache,
+            readonly: disk.readonly,
+            cdrom: disk.cdrom,
+        }
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_first(controller: &u8) -> bool {
+    *controller == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_usual(cache: &DiskCache) -> bool {
+    *cache == DiskCache::default()
 }
 
 #[cfg(test)]
@@ -135,6 +188,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::definition::source::tests::remote;
     use crate::definition::{Bus, DynamicMemory, MemoryDevices, Session};
 
     fn path() -> impl Strategy<Value = PathBuf> {
@@ -147,6 +201,14 @@ mod tests {
         prop_oneof![Just(Boot::Firmware), kernel]
     }
 
+    fn source() -> impl Strategy<Value = DiskSource> {
+        prop_oneof![
+            4 => path().prop_map(DiskSource::Path),
+            1 => remote().prop_map(DiskSource::Remote),
+            1 => Just(DiskSource::Empty),
+        ]
+    }
+
     fn disk() -> impl Strategy<Value = Disk> {
         let formats = prop_oneof![
             Just(DiskFormat::Raw),
@@ -156,13 +218,30 @@ mod tests {
             Just(DiskFormat::Vmdk)
         ];
         let buses = prop_oneof![Just(DiskBus::Ide), Just(DiskBus::Scsi), Just(DiskBus::Virtio)];
-        (path(), formats, buses, any::<bool>(), any::<bool>()).prop_map(|(path, format, bus, readonly, cdrom)| Disk {
-            path,
-            format,
-            bus,
-            readonly,
-            cdrom,
-        })
+        let id = prop_oneof![3 => Just(String::new()), 1 => "[a-z][a-z0-9-]{0,16}"];
+        let place = (0_u8..3, proptest::option::weighted(0.2, 0_u8..9));
+        let caches = prop_oneof![Just(DiskCache::Writeback), Just(DiskCache::None)];
+        let kinds = (any::<bool>(), any::<bool>(), caches, proptest::option::of("[A-Za-z0-9._ -]{1,21}"));
+        (id, source(), formats, buses, place, kinds).prop_map(
+            |(id, source, format, bus, (controller, unit), (readonly, cdrom, cache, serial))| Disk {
+                id,
+                source,
+                format,
+                bus,
+                controller,
+                unit,
+                serial,
+                cache,
+                readonly,
+                cdrom,
+            },
+        )
+    }
+
+    fn controllers() -> impl Strategy<Value = Controllers> {
+        let ide = proptest::collection::vec(prop_oneof![Just(IdeModel::Ahci), Just(IdeModel::Piix)], 0..4);
+        let scsi = proptest::collection::vec(prop_oneof![Just(ScsiModel::Virtio), Just(ScsiModel::Lsi)], 0..6);
+        (ide, scsi).prop_map(|(ide, scsi)| Controllers { ide, scsi })
     }
 
     fn bus() -> impl Strategy<Value = (Bus, Session)> {
@@ -188,18 +267,23 @@ mod tests {
 
     fn definition() -> impl Strategy<Value = Definition> {
         let numbers = (memory(), 0_u8..40, 0_u8..20);
-        let disks = proptest::collection::vec(disk(), 0..5);
+        let disks = (controllers(), proptest::collection::vec(disk(), 0..5));
         ("[a-zA-Z0-9 ._-]{1,20}", any::<u128>(), numbers, bus(), boot(), disks).prop_map(
-            |(name, uuid, ((memory, dynamic_memory), vcpus, monitors), (bus, session), boot, disks)| Definition {
-                memory,
-                dynamic_memory,
-                vcpus,
-                monitors,
-                bus,
-                session,
-                boot,
-                disks,
-                ..Definition::new(name, Uuid::from_u128(uuid))
+            |(name, uuid, ((memory, dynamic_memory), vcpus, monitors), (bus, session), boot, (controllers, disks))| {
+                let mut definition = Definition {
+                    memory,
+                    dynamic_memory,
+                    vcpus,
+                    monitors,
+                    bus,
+                    session,
+                    boot,
+                    controllers,
+                    disks,
+                    ..Definition::new(name, Uuid::from_u128(uuid))
+                };
+                definition.settle();
+                definition
             },
         )
     }

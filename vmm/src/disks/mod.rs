@@ -163,7 +163,10 @@ impl Disks {
         let path = real(path).ok()?;
         let definitions = self.host.list().into_iter().map(|vm| vm.definition());
         definitions.into_iter().find_map(|definition| {
-            let disk = definition.disks.iter().find(|disk| real(&disk.path).is_ok_and(|disk| disk == path))?;
+            let disk = definition.disks.iter().find(|disk| {
+                let there = disk.source.path().and_then(|path| real(path).ok());
+                there.is_some_and(|there| there == path)
+            })?;
             Some(disk.format)
         })
     }
@@ -174,7 +177,8 @@ impl Disks {
         let mut formats = Vec::new();
         for vm in self.host.list() {
             for disk in vm.definition().disks.iter().filter(|disk| !disk.cdrom) {
-                let path = real(&disk.path).unwrap_or_else(|_| disk.path.clone());
+                let Some(path) = disk.source.path() else { continue };
+                let path = real(path).unwrap_or_else(|_| path.into());
                 chains.name(path.clone(), vm.name());
                 formats.push((path, Some(disk.format)));
             }

@@ -1,10 +1,9 @@
 //! What QEMU is told, as a value.
 
-use serde_json::json;
-
 use super::Version;
+use super::disk::{controller_devices, device, node_name, tls_object};
 use super::process::{BUS_MEMORY_FD, BUS_PORT_FD};
-use crate::definition::{Accelerator, Boot, Bus, Definition, Disk, DiskBus, DiskFormat, Network};
+use crate::definition::{Accelerator, Boot, Bus, Controllers, Definition, Disk, DiskSource, Network};
 use crate::memory::{BALLOON, Hardware};
 
 /// The name QMP knows the primary display device by.
@@ -70,9 +69,9 @@ pub(crate) fn arguments(definition: &Definition, launch: &Launch) -> Vec<String>
     arguments.devices(definition);
     arguments.bus(definition.bus);
     arguments.boot(&definition.boot);
-    let block_devices = launch.block_devices.iter().copied().chain(std::iter::repeat(false));
-    for (index, (disk, block_device)) in definition.disks.iter().zip(block_devices).enumerate() {
-        arguments.disk(index, disk, block_device, &definition.disks);
+    arguments.controllers(&definition.controllers);
+    for (index, disk) in definition.disks.iter().enumerate() {
+        arguments.disk(index, disk, definition, launch);
     }
     arguments.0
 }
@@ -168,52 +167,30 @@ impl Arguments {
         }
     }
 
-    fn disk(&mut self, index: usize, disk: &Disk, block_device: bool, all: &[Disk]) {
-        self.option("-blockdev", blockdev(index, disk, block_device));
-        let before = all.iter().take(index).filter(|other| other.bus == disk.bus).count();
-        let device = match (disk.bus, disk.cdrom) {
-            (DiskBus::Virtio, _) => "virtio-blk-pci".into(),
-            (DiskBus::Scsi, cdrom) => {
-                if before == 0 {
-                    self.device("virtio-scsi-pci,id=scsi0");
-                }
-                format!("{},bus=scsi0.0", if cdrom { "scsi-cd" } else { "scsi-hd" })
-            }
-            (DiskBus::Ide, cdrom) => format!("{},bus=ide.{before}", if cdrom { "ide-cd" } else { "ide-hd" }),
-        };
-        let drive = node_name(index);
-        self.device(format!("{device},id=disk{index},drive={drive},bootindex={}", index + 1));
+    fn controllers(&mut self, controllers: &Controllers) {
+        for device in controller_devices(controllers) {
+            self.device(device);
+        }
     }
-}
 
-/// The name QMP knows the contents of a disk by.
-pub(crate) fn node_name(disk: usize) -> String {
-    format!("image{disk}")
+    fn disk(&mut self, index: usize, disk: &Disk, definition: &Definition, launch: &Launch) {
+        let name = node_name(&disk.id, 0);
+        let node = (disk.source != DiskSource::Empty).then_some(name.as_str());
+        if let Some(object) = tls_object(disk) {
+            self.option("-object", object.to_string());
+        }
+        if node.is_some() {
+            let is_block_device = |_: &_| launch.block_devices.get(index).copied().unwrap_or(false);
+            self.option("-blockdev", super::disk::node(disk, &name, is_block_device).to_string());
+        }
+        self.device(device(disk, &definition.controllers, node, Some(index + 1)).to_string());
+    }
 }
 
 /// The processor model; the probe of the accelerator uses the same.
 pub(crate) fn cpu(accelerator: Accelerator) -> &'static str {
     // Translating the newer instructions of `max` costs more than they save.
     if accelerator == Accelerator::Kvm { "host" } else { "qemu64" }
-}
-
-fn blockdev(index: usize, disk: &Disk, block_device: bool) -> String {
-    let format = match disk.format {
-        DiskFormat::Raw => "raw",
-        DiskFormat::Qcow2 => "qcow2",
-        DiskFormat::Vhd => "vpc",
-        DiskFormat::Vhdx => "vhdx",
-        DiskFormat::Vmdk => "vmdk",
-    };
-    let file = if block_device { "host_device" } else { "file" };
-    json!({
-        "node-name": node_name(index),
-        "driver": format,
-        "read-only": disk.readonly,
-        "discard": "unmap",
-        "file": { "driver": file, "filename": disk.path },
-    })
-    .to_string()
 }
 
 /// A locally administered address that stays the same for the life of the VM.
@@ -224,9 +201,13 @@ fn mac(definition: &Definition) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
+    use serde_json::{Value, json};
     use uuid::Uuid;
 
     use super::*;
+    use crate::definition::{DiskBus, DiskFormat};
 
     const UUID: Uuid = Uuid::from_u128(0x6fa9_d1d2_0a37_4d7b_8f6e_0c6c_3f5b_2a11);
 
@@ -238,12 +219,12 @@ mod tests {
         Launch { accelerator: Accelerator::Tcg, block_devices: vec![], version }
     }
 
-    fn values<'a>(arguments: &'a [String], option: &str) -> Vec<&'a str> {
-        arguments.windows(2).filter(|pair| pair[0] == option).map(|pair| pair[1].as_str()).collect()
+    fn read(text: &str) -> Value {
+        serde_json::from_str(text).expect("JSON")
     }
 
-    fn disk(bus: DiskBus, cdrom: bool) -> Disk {
-        Disk { path: format!("/{bus:?}.{cdrom}").into(), format: DiskFormat::Raw, bus, readonly: cdrom, cdrom }
+    fn values<'a>(arguments: &'a [String], option: &str) -> Vec<&'a str> {
+        arguments.windows(2).filter(|pair| pair[0] == option).map(|pair| pair[1].as_str()).collect()
     }
 
     #[test]
@@ -313,37 +294,37 @@ mod tests {
     }
 
     #[test]
-    fn disks_sit_on_their_buses_in_boot_order() {
+    fn disks_come_after_their_controllers_and_in_boot_order() {
+        let path = |name: &str| PathBuf::from(format!("/{name}"));
         let disks = vec![
-            disk(DiskBus::Ide, false),
-            disk(DiskBus::Scsi, false),
-            disk(DiskBus::Ide, true),
-            disk(DiskBus::Scsi, true),
-            disk(DiskBus::Virtio, false),
+            Disk::new(path("a"), DiskFormat::Qcow2, DiskBus::Scsi),
+            Disk::cdrom(DiskSource::Empty, DiskBus::Ide),
+            Disk::new(path("b"), DiskFormat::Raw, DiskBus::Virtio),
         ];
-        let arguments = build(&Definition { disks, ..Definition::new("demo", UUID) });
+        let mut definition = Definition { disks, ..Definition::new("demo", UUID) };
+        definition.settle();
+        let arguments = arguments(&definition, &Launch { block_devices: vec![false, false, true], ..launch(None) });
+        let nodes: Vec<Value> = values(&arguments, "-blockdev").into_iter().map(read).collect();
+        let told: Vec<_> =
+            nodes.iter().map(|node| (node["node-name"].clone(), node["file"]["driver"].clone())).collect();
+        assert_eq!(told, [("disk0.0".into(), "file".into()), ("disk2.0".into(), "host_device".into())]);
         let devices = values(&arguments, "-device");
-        let expected = [
-            "ide-hd,bus=ide.0,id=disk0,drive=image0,bootindex=1",
-            "virtio-scsi-pci,id=scsi0",
-            "scsi-hd,bus=scsi0.0,id=disk1,drive=image1,bootindex=2",
-            "ide-cd,bus=ide.1,id=disk2,drive=image2,bootindex=3",
-            "scsi-cd,bus=scsi0.0,id=disk3,drive=image3,bootindex=4",
-            "virtio-blk-pci,id=disk4,drive=image4,bootindex=5",
-        ];
-        assert_eq!(devices[devices.len() - expected.len()..], expected);
+        let [.., controller, scsi, drive, virtio] = &devices[..] else { panic!("{devices:?}") };
+        assert_eq!(*controller, "virtio-scsi-pci,id=scsi0");
+        for (device, id, node, order) in [
+            (scsi, "disk0", json!("disk0.0"), 1),
+            (drive, "disk1", Value::Null, 2),
+            (virtio, "disk2", json!("disk2.0"), 3),
+        ] {
+            let device = read(device);
+            assert_eq!((&device["id"], &device["drive"], &device["bootindex"]), (&id.into(), &node, &order.into()));
+        }
     }
 
     #[test]
-    fn a_path_with_commas_and_quotes_stays_one_path() {
-        let image = Disk { path: "/a,b=\"c\".vhd".into(), format: DiskFormat::Vhd, ..disk(DiskBus::Virtio, false) };
-        let definition = Definition { disks: vec![image], ..Definition::new("demo", UUID) };
-        let launch = Launch { accelerator: Accelerator::Kvm, block_devices: vec![true], version: None };
-        let arguments = arguments(&definition, &launch);
-        let node: serde_json::Value = serde_json::from_str(values(&arguments, "-blockdev")[0]).expect("JSON");
-        assert_eq!(node["driver"], "vpc");
-        assert_eq!(node["file"]["filename"], "/a,b=\"c\".vhd");
-        assert_eq!(node["file"]["driver"], "host_device");
+    fn hardware_runs_the_processors_of_its_own_model() {
+        let launch = Launch { accelerator: Accelerator::Kvm, ..launch(None) };
+        let arguments = arguments(&Definition::new("demo", UUID), &launch);
         assert_eq!(values(&arguments, "-cpu"), ["host"]);
     }
 }

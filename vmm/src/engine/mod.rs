@@ -1,12 +1,14 @@
 //! QEMU: what it is told, its process, and its monitor protocol.
 //!
 //! * `command_line`: a [`Definition`](crate::Definition) → arguments, a pure value,
+//! * `disk`: a disk → what makes its device and its bytes, likewise,
 //! * `runtime_folder`: the files by which a later gateway finds a VM's QEMU again,
 //! * `version`: which QEMU it is, for the few things that depend on it,
 //! * `process`: starting QEMU detached, watching it, ending it,
 //! * `qmp`: commands with deadlines, events.
 
 mod command_line;
+mod disk;
 mod process;
 mod qmp;
 mod runtime_folder;
@@ -14,8 +16,9 @@ mod version;
 
 pub(crate) use command_line::{
     BUS_CHARDEV, BUS_MEMORY_PCI_SLOT, BUS_PORT, DISPLAY_DEVICE, KEYBOARD_DEVICE, Launch, MONITORS_IN_ORDER,
-    TABLET_DEVICE, arguments, cpu, node_name,
+    TABLET_DEVICE, arguments, cpu,
 };
+pub(crate) use disk::{node_name, parse_node_name};
 pub(crate) use process::{BUS_MEMORY_FD, Exit, Inherited, Process};
 #[cfg(test)]
 pub(crate) use qmp::tests::obliging_qemu;

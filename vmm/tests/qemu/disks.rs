@@ -250,8 +250,7 @@ async fn what_a_running_vm_writes_to_is_left_alone_and_its_user_is_named() {
     let disks = host.host().disks();
     let path = host.folder().join("a.qcow2");
     create(&disks, new(path.clone(), 16 * MIB)).await;
-    let disk =
-        Disk { path: path.clone(), format: DiskFormat::Qcow2, bus: DiskBus::Virtio, readonly: false, cdrom: false };
+    let disk = Disk::new(path.clone(), DiskFormat::Qcow2, DiskBus::Virtio);
     let vm = host.host().create(Definition { disks: vec![disk], ..firmware("web01") }).await.expect("created");
     vm.start().await.expect("starts");
     let pid = vm.status().pid.expect("a process");

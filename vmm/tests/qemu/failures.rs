@@ -105,7 +105,7 @@ async fn what_qemu_says_when_it_cannot_start_is_the_reason() {
     let host = TestHost::new().await;
     let image = host.folder().join("broken.qcow2");
     fs::write(&image, "this is no image").expect("written");
-    let disk = Disk { path: image, format: DiskFormat::Qcow2, bus: DiskBus::Virtio, readonly: false, cdrom: false };
+    let disk = Disk::new(image, DiskFormat::Qcow2, DiskBus::Virtio);
     let vm = host.host().create(Definition { disks: vec![disk], ..firmware("broken") }).await.expect("created");
     let error = vm.start().await.expect_err("no image").to_string();
     assert!(error.starts_with("cannot start this VM: QEMU ended with exit code 1: "), "{error}");
@@ -207,7 +207,7 @@ async fn a_full_disk_pauses_its_vm_and_says_so() {
     fs::File::create(&image).and_then(|file| file.set_len(1 << 20)).expect("an image");
     host.config.qemu = Some(qemu);
     host.reopen().await;
-    let disk = Disk { path: image, format: DiskFormat::Raw, bus: DiskBus::Virtio, readonly: false, cdrom: false };
+    let disk = Disk::new(image, DiskFormat::Raw, DiskBus::Virtio);
     let vm = host.host().create(Definition { disks: vec![disk], ..console_guest("full") }).await.expect("created");
     let other = host.firmware_vm("other").await;
     vm.start().await.expect("starts");
@@ -216,7 +216,7 @@ async fn a_full_disk_pauses_its_vm_and_says_so() {
     types(&vm.console(), "until [ -b /dev/vda ]; do :; done; cat /proc/version >/dev/vda; sync\n").await;
     let mut watch = vm.watch();
     let mut full = async || {
-        let why = Some("a write of disk image0 failed: No space left on device");
+        let why = Some("a write of disk disk0 failed: No space left on device");
         let paused = watch.wait_for(|status| status.state == VmState::Paused && status.reason.as_deref() == why);
         soon("the disk is full", paused).await.expect("lives");
     };

@@ -7,6 +7,8 @@ mod bus;
 mod disks;
 mod display;
 mod failures;
+mod guest_disk;
+mod hardware;
 mod kit;
 mod lifecycle;
 mod memory;

@@ -92,12 +92,12 @@ async fn what_cannot_be_is_refused_and_changes_nothing() {
 
     let raw = host.folder().join("disk.raw");
     fs::File::create(&raw).and_then(|file| file.set_len(1 << 20)).expect("an image");
-    let raw = Disk { path: raw, format: DiskFormat::Raw, bus: DiskBus::Virtio, readonly: false, cdrom: false };
+    let raw = Disk::new(raw, DiskFormat::Raw, DiskBus::Virtio);
     let disks = vec![qcow2(&host, "mixed"), raw.clone()];
     let mixed = host.host().create(Definition { disks, ..firmware("mixed") }).await.expect("created");
     mixed.start().await.expect("starts");
     let error = mixed.save_snapshot(tag("a")).await.expect_err("a raw disk").to_string();
-    let path = raw.path.display();
+    let path = &raw.source;
     let why = format!("disk 2 ({path}) is writable and not of format \"qcow2\", so it keeps no snapshots");
     assert_eq!(error, format!("cannot save a snapshot of this VM: {why}"));
     assert_eq!(mixed.snapshots().await, Err(why));
@@ -220,7 +220,7 @@ async fn stop_while_it_saves(vm: &Vm) -> JoinHandle<Result<(), RequestError>> {
         // What is in the file's list was saved already: it was too fast for us.
         if !Command::new("qemu-img")
             .args(["info", "-U"])
-            .arg(&vm.definition().disks[0].path)
+            .arg(vm.definition().disks[0].source.path().expect("a file"))
             .output()
             .is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(" new "))
         {
@@ -243,7 +243,7 @@ fn qcow2(host: &TestHost, name: &str) -> Disk {
     let path: PathBuf = host.folder().join(format!("{name}.qcow2"));
     let made = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&path).arg("64M").status();
     assert!(made.expect("qemu-img runs").success());
-    Disk { path, format: DiskFormat::Qcow2, bus: DiskBus::Virtio, readonly: false, cdrom: false }
+    Disk::new(path, DiskFormat::Qcow2, DiskBus::Virtio)
 }
 
 /// Saves beside what the test does.

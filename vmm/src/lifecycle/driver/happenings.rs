@@ -6,7 +6,7 @@ use tokio::time::{Instant, timeout};
 use super::{Driver, RETRY_AFTER, Trouble, VmState};
 use crate::accelerator::AcceleratorReport;
 use crate::definition::Accelerator;
-use crate::engine::{Event, Exit, Leftover, QmpError, RuntimeFolder};
+use crate::engine::{Event, Exit, Leftover, QmpError, RuntimeFolder, parse_node_name};
 use crate::lifecycle::machine::{Happening, Machine, RunState};
 use crate::lifecycle::state::{Request, RequestError};
 
@@ -103,9 +103,10 @@ impl Driver {
         }
         let matters = match event.name.as_str() {
             "BLOCK_IO_ERROR" if event.data["action"] == "stop" => {
-                let text = |key: &str| event.data[key].as_str().unwrap_or("?").to_owned();
-                let failure =
-                    format!("a {} of disk {} failed: {}", text("operation"), text("node-name"), text("reason"));
+                let text = |key: &str| event.data[key].as_str().unwrap_or("?");
+                let node = text("node-name");
+                let disk = parse_node_name(node).map_or(node, |(disk, _)| disk);
+                let failure = format!("a {} of disk {disk} failed: {}", text("operation"), text("reason"));
                 self.disk_failure = Some(failure);
                 true
             }

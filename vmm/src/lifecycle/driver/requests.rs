@@ -63,8 +63,8 @@ impl Driver {
     }
 
     async fn launch(&self, accelerator: Accelerator) -> Launch {
-        let is_block_device = |path| fs::metadata(path).is_ok_and(|data| data.file_type().is_block_device());
-        let block_devices = self.definition.disks.iter().map(|disk| is_block_device(&disk.path)).collect();
+        let block_devices =
+            self.definition.disks.iter().map(|disk| disk.source.path().is_some_and(is_block_device)).collect();
         let version = if self.definition.monitors > MONITORS_IN_ORDER { self.host.version().await } else { None };
         Launch { accelerator, block_devices, version }
     }
@@ -134,4 +134,9 @@ impl Driver {
         let arguments = json!({ "filename": path, "device": DISPLAY_DEVICE, "head": 0, "format": "png" });
         Ok(async move { qmp.execute("screendump", arguments).await.map(drop).map_err(|error| error.to_string()) })
     }
+}
+
+/// Whether QEMU has to open it as a device of the host.
+pub(super) fn is_block_device(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|data| data.file_type().is_block_device())
 }

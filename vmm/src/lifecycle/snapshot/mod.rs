@@ -71,12 +71,12 @@ pub(super) fn disks(definition: &Definition) -> Result<Vec<String>, String> {
     let mut nodes = Vec::new();
     for (index, disk) in writable {
         if disk.format != DiskFormat::Qcow2 {
-            let (number, path) = (index + 1, disk.path.display());
+            let (number, source) = (index + 1, &disk.source);
             return Err(format!(
-                "disk {number} ({path}) is writable and not of format \"qcow2\", so it keeps no snapshots"
+                "disk {number} ({source}) is writable and not of format \"qcow2\", so it keeps no snapshots"
             ));
         }
-        nodes.push(node_name(index));
+        nodes.push(node_name(&disk.id, 0));
     }
     if nodes.is_empty() {
         return Err("it has no writable disk of format \"qcow2\", which would keep its snapshots".into());
@@ -86,6 +86,8 @@ pub(super) fn disks(definition: &Definition) -> Result<Vec<String>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use uuid::Uuid;
 
     use super::*;
@@ -104,16 +106,18 @@ mod tests {
     #[test]
     fn all_that_the_guest_can_write_must_be_able_to_keep_snapshots() {
         let disk = |format, readonly| {
-            let path = format!("/{format:?}.{readonly}").into();
-            Disk { path, format, bus: DiskBus::Virtio, readonly, cdrom: false }
+            let path = PathBuf::from(format!("/{format:?}.{readonly}"));
+            Disk { readonly, ..Disk::new(path, format, DiskBus::Virtio) }
         };
         let of = |disks: &[Disk]| {
-            super::disks(&Definition { disks: disks.to_vec(), ..Definition::new("demo", Uuid::nil()) })
+            let mut definition = Definition { disks: disks.to_vec(), ..Definition::new("demo", Uuid::nil()) };
+            definition.settle();
+            super::disks(&definition)
         };
         let (qcow2, raw) = (disk(DiskFormat::Qcow2, false), disk(DiskFormat::Raw, false));
         assert_eq!(
             of(&[disk(DiskFormat::Raw, true), qcow2.clone(), qcow2.clone()]),
-            Ok(vec!["image1".into(), "image2".into()])
+            Ok(vec!["disk1.0".into(), "disk2.0".into()])
         );
         let reason = of(&[qcow2, raw]).expect_err("the second is raw");
         assert_eq!(reason, "disk 2 (/Raw.false) is writable and not of format \"qcow2\", so it keeps no snapshots");
