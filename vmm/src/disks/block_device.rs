@@ -146,6 +146,20 @@ impl Devices {
     }
 }
 
+/// Whether a guest may have what `path` names; why not, in words, if it is a block device that something uses.
+pub(crate) fn require_free(path: &Path) -> Result<(), String> {
+    match Devices::default().why_in_use(path) {
+        Ok(None) => Ok(()),
+        Ok(Some(by)) => Err(format!("{} is in use: {by}", path.display())),
+        Err(error) => Err(format!("{}: {error}", path.display())),
+    }
+}
+
+/// Whether QEMU has to open it as a device of the host.
+pub(crate) fn is_block_device(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|data| data.file_type().is_block_device())
+}
+
 /// Who has it open: a file system that spans several devices shows only by this, and so does another QEMU.
 fn opened(path: &Path) -> Option<String> {
     let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;

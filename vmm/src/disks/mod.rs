@@ -31,6 +31,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use block_device::BlockDevice;
+pub(crate) use block_device::{is_block_device, require_free};
 pub use chain::TreeNode;
 pub use convert::Convert;
 pub use create::{BackingFile, Layout, NewImage, Preallocation};

@@ -14,8 +14,8 @@ use crate::definition::{
 /// How long requests wait for an NBD server that has gone before they fail, in seconds: a server that is started again is
 /// noticed by nobody.
 const NBD_RECONNECT: u32 = 5;
-/// How long a server may take to be reached, in seconds.
-const OPEN_TIMEOUT: u32 = 10;
+/// How long a web server may take to answer, in seconds: less than a VM's start may take.
+const HTTP_TIMEOUT: u32 = 5;
 
 /// The name QMP knows a disk's bytes by: `generation` is 0 when the VM starts, and greater after each move.
 pub(crate) fn node_name(disk: &str, generation: u32) -> String {
@@ -125,7 +125,7 @@ fn remote_file(remote: &Remote, disk: &str) -> Map<String, Value> {
     let (server, export, tls) = match remote {
         Remote::Http { url } => {
             let driver = if url.starts_with("https") { "https" } else { "http" };
-            return object(json!({ "driver": driver, "url": url, "timeout": OPEN_TIMEOUT }));
+            return object(json!({ "driver": driver, "url": url, "timeout": HTTP_TIMEOUT }));
         }
         Remote::Nbd { server, export, tls } => (server, export, tls),
     };
@@ -138,7 +138,6 @@ fn remote_file(remote: &Remote, disk: &str) -> Map<String, Value> {
         "server": server,
         "export": export,
         "reconnect-delay": NBD_RECONNECT,
-        "open-timeout": OPEN_TIMEOUT,
     }));
     if let Some(Tls { hostname, .. }) = tls {
         file.insert("tls-creds".into(), tls_name(disk).into());

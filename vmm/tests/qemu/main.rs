@@ -4,6 +4,7 @@
 //! environment, as `./x test` sets it.
 
 mod bus;
+mod disk_server;
 mod disks;
 mod display;
 mod failures;
@@ -13,3 +14,4 @@ mod kit;
 mod lifecycle;
 mod memory;
 mod snapshots;
+mod sources;

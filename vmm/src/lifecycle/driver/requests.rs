@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 
 use serde_json::json;
@@ -11,6 +10,7 @@ use tokio::time::Instant;
 use super::{Driver, RequestId, Trouble, VmState};
 use crate::accelerator::AcceleratorReport;
 use crate::definition::{Accelerator, sync_folder};
+use crate::disks::{is_block_device, require_free};
 use crate::engine::{DISPLAY_DEVICE, Launch, MONITORS_IN_ORDER, QmpError, RuntimeFolder, arguments};
 use crate::lifecycle::machine::{Machine, Plan};
 
@@ -37,6 +37,8 @@ impl Driver {
         if let Some(missing) = self.definition.missing_files() {
             return Err(Trouble::Failed(missing));
         }
+        let mut paths = self.definition.disks.iter().filter_map(|disk| disk.source.path());
+        paths.try_for_each(require_free).map_err(Trouble::Failed)?;
         let folder = RuntimeFolder::create(&self.runtime)
             .map_err(|error| Trouble::Failed(format!("runtime folder {}: {error}", self.runtime.display())))?;
         let launch = self.launch(report.accelerator).await;
@@ -134,9 +136,4 @@ impl Driver {
         let arguments = json!({ "filename": path, "device": DISPLAY_DEVICE, "head": 0, "format": "png" });
         Ok(async move { qmp.execute("screendump", arguments).await.map(drop).map_err(|error| error.to_string()) })
     }
-}
-
-/// Whether QEMU has to open it as a device of the host.
-pub(super) fn is_block_device(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|data| data.file_type().is_block_device())
 }

@@ -1,0 +1,140 @@
+//! Where the bytes of a guest's disks may be.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use vmm::{Definition, Disk, DiskBus, DiskFormat, DiskSource, VmState};
+
+use crate::disk_server::{NbdServer, certificates};
+use crate::guest_disk::TellTale;
+use crate::kit::{TestHost, console_guest, firmware, shell};
+
+const MIB: u64 = 1 << 20;
+
+/// An image of which the first bytes are `text`.
+fn image(host: &TestHost, name: &str, text: &str) -> PathBuf {
+    let path = host.folder().join(name);
+    fs::write(&path, text).expect("written");
+    fs::OpenOptions::new().write(true).open(&path).and_then(|file| file.set_len(2 * MIB)).expect("stretched");
+    path
+}
+
+fn remote(url: &str) -> DiskSource {
+    DiskSource::Remote(url.parse().expect("a URL"))
+}
+
+/// A block device of the host that is a file. It goes with this value.
+struct LoopDevice(PathBuf);
+
+impl LoopDevice {
+    /// None for those who may not make one.
+    fn over(image: &Path) -> Option<Self> {
+        let output = Command::new("losetup").args(["--find", "--show"]).arg(image).output().ok()?;
+        let name = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        output.status.success().then(|| Self(name.into()))
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_reads_and_writes_disks_of_servers_and_devices_of_the_host() {
+    let host = TestHost::new().await;
+    let mut telltale = TellTale::new(&host);
+    certificates(host.folder());
+    let (export, backing) = (image(&host, "export.raw", "of a server"), image(&host, "device.raw", "of a device"));
+    let server = NbdServer::start(&export, Some(host.folder())).await;
+    let mut disks = vec![telltale.disk(), Disk::new(remote(&server.url()), DiskFormat::Raw, DiskBus::Virtio)];
+    let device = LoopDevice::over(&backing);
+    disks.extend(device.as_ref().map(|device| Disk::new(device.0.clone(), DiskFormat::Raw, DiskBus::Virtio)));
+    let vm = host.host().create(Definition { disks, ..console_guest("sources") }).await.expect("created");
+    vm.start().await.expect("starts");
+    shell(&vm.console()).await;
+    let both = |server: &str, device_says: &str| {
+        if device.is_some() { format!("{server}{device_says}") } else { server.to_owned() }
+    };
+    let last = if device.is_some() { "vdc" } else { "vdb" };
+    let read = "for d in vdb vdc; do [ ! -b /dev/$d ] || head -c 11 /dev/$d; done";
+    // One is found after the other.
+    let read = format!("until [ -b /dev/{last} ]; do :; done; {read}");
+    assert_eq!(telltale.ask(&vm, &read).await, both("of a server", "of a device"));
+    let write = "for d in vdb vdc; do [ ! -b /dev/$d ] || echo of a guest! >/dev/$d; done; sync";
+    telltale.ask(&vm, write).await;
+    vm.power_off().await.expect("off");
+    assert!(fs::read(&export).expect("there").starts_with(b"of a guest!"));
+    drop(device.inspect(|_| assert!(fs::read(&backing).expect("there").starts_with(b"of a guest!"))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_another_name_or_of_another_authority_is_not_trusted() {
+    let host = TestHost::new().await;
+    let (ours, theirs) = (host.folder().join("ours"), host.folder().join("theirs"));
+    certificates(&ours);
+    certificates(&theirs);
+    let server = NbdServer::start(&image(&host, "export.raw", ""), Some(&ours)).await;
+    for (name, url, says) in [
+        ("good", server.url(), None),
+        ("name", server.url().replace("tls-hostname=disks", "tls-hostname=other"), Some("not match the hostname")),
+        ("authority", server.url().replace("/ours/", "/theirs/"), Some("certificate")),
+        ("plain", server.url().replace("nbds+", "nbd+").split("&tls").collect::<Vec<_>>()[0].to_owned(), Some("TLS")),
+    ] {
+        let disks = vec![Disk::new(remote(&url), DiskFormat::Raw, DiskBus::Virtio)];
+        let vm = host.host().create(Definition { disks, ..firmware(name) }).await.expect("created");
+        let started = vm.start().await.map_err(|error| error.to_string());
+        match says {
+            None => started.expect("trusted"),
+            Some(says) => {
+                let error = started.expect_err("not trusted");
+                assert!(error.contains(says), "{name}: {error}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_the_host_has_mounted_or_another_guest_writes_is_refused() {
+    let host = TestHost::new().await;
+    let image = image(&host, "device.raw", "");
+    let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image).status();
+    assert!(made.expect("mkfs.ext4 runs").success());
+    let Some(device) = LoopDevice::over(&image) else { return };
+    let path = device.0.display();
+    let disks = vec![Disk::new(device.0.clone(), DiskFormat::Raw, DiskBus::Virtio)];
+    let vm = host.host().create(Definition { disks: disks.clone(), ..firmware("one") }).await.expect("created");
+    let mounted = Mount::of(&device.0, host.folder().join("mnt"));
+    let error = vm.start().await.expect_err("mounted").to_string();
+    let place = mounted.0.display();
+    assert_eq!(error, format!("cannot start this VM: {path} is in use: {path} is mounted at {place}"));
+    drop(mounted);
+    vm.start().await.expect("free");
+    let other = host.host().create(Definition { disks, ..firmware("two") }).await.expect("created");
+    let error = other.start().await.expect_err("used").to_string();
+    assert!(error.contains(&format!("{path} is in use: qemu-system-x86 writes it")), "{error}");
+    assert_eq!(vm.status().state, VmState::Running);
+    vm.power_off().await.expect("off");
+    other.start().await.expect("free");
+    other.power_off().await.expect("off");
+}
+
+/// A file system of the host.
+struct Mount(PathBuf);
+
+impl Mount {
+    fn of(device: &Path, place: PathBuf) -> Self {
+        fs::create_dir_all(&place).expect("a folder");
+        let mounted = Command::new("mount").arg(device).arg(&place).status();
+        assert!(mounted.expect("mount runs").success());
+        Self(place)
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
