@@ -24,6 +24,17 @@ pub enum Message {
     Reset,
 }
 
+impl Message {
+    /// Bytes of its payload.
+    #[must_use]
+    pub const fn payload_length(&self) -> usize {
+        match self {
+            Self::Data(payload) | Self::Request(_, payload) | Self::Completion(_, payload) => payload.len(),
+            Self::Fin | Self::Reset => 0,
+        }
+    }
+}
+
 /// A message being sent.
 #[derive(Debug)]
 pub struct Outgoing {

@@ -26,6 +26,8 @@ const TRANSMIT_BYTES: usize = MAX_BULK_PAYLOAD;
 /// Bytes of a ring that are taken at once: more have their turn with the next timeout, which comes at once too. A peer
 /// can write faster than it is read, and others wait meanwhile.
 const SERVE_BYTES: usize = 256 << 10;
+/// Bytes of messages that the owner is given of one channel; then all others have their turn, the most urgent first.
+const TURN_BYTES: usize = MAX_BULK_PAYLOAD;
 
 #[derive(Debug)]
 pub(super) struct End<M> {
@@ -35,7 +37,7 @@ pub(super) struct End<M> {
     kicks: KickMeter,
     /// The map is to be looked at.
     kicked: bool,
-    /// Channels that are to be served again.
+    /// Channels that are to be served again: they have had their turn, and may have more.
     again: BTreeSet<u32>,
     /// Channels whose rule was broken, for `Host` and `Guest` to close.
     faults: VecDeque<(u32, Fault)>,
@@ -62,6 +64,8 @@ struct OpenChannel<M> {
     pipe: Pipe<M>,
     /// The owner was told that the channel is full.
     wants_room: bool,
+    /// Bytes that the owner was given in this turn.
+    given: usize,
 }
 
 /// Both halves of the pending map.
@@ -134,11 +138,12 @@ impl<M: SharedMemory> End<M> {
 
     /// Does what time has come for; returns what `Host` or `Guest` decides about.
     pub(super) fn handle_timeout(&mut self) -> Option<Heard> {
-        if self.kicks.handle_timeout(self.now) {
+        // Who has more to say has waited for those who were not heard meanwhile.
+        if self.kicks.handle_timeout(self.now) || !self.again.is_empty() {
             self.look_at_map();
         }
         for channel in std::mem::take(&mut self.again) {
-            self.serve(channel);
+            self.serve_again(channel);
         }
         match self.link.handle_timeout(self.now)? {
             Heard::Alive => {
@@ -198,7 +203,7 @@ impl<M: SharedMemory> End<M> {
         let limit = usize::try_from(class.limits().message).unwrap_or(usize::MAX);
         let transport = pipe.transport();
         let conversation = Conversation::new(limit);
-        self.open.insert(channel, OpenChannel { conversation, pipe, wants_room: false });
+        self.open.insert(channel, OpenChannel { conversation, pipe, wants_room: false, given: 0 });
         self.events.push_back(Event::Opened { id: ChannelId(channel), transport });
     }
 
@@ -284,9 +289,20 @@ impl<M: SharedMemory> End<M> {
             self.fault(channel, fault);
             return;
         }
-        let is_ready = self.open.get(&channel).is_some_and(|open| open.conversation.is_ready());
-        if is_ready && !was_ready {
+        if let Some(open) = self.open.get_mut(&channel).filter(|open| !was_ready && open.conversation.is_ready()) {
+            open.given = 0;
             self.events.push_back(Event::Readable(ChannelId(channel)));
+        }
+    }
+
+    /// The next turn of a channel.
+    fn serve_again(&mut self, channel: u32) {
+        let Some(open) = self.open.get_mut(&channel) else { return };
+        open.given = 0;
+        if open.conversation.is_ready() {
+            self.events.push_back(Event::Readable(ChannelId(channel)));
+        } else {
+            self.serve(channel);
         }
     }
 
@@ -339,10 +355,16 @@ impl<M: SharedMemory> End<M> {
         }
     }
 
-    /// The next message of a channel, which gives the other end room for more.
+    /// The next message of a channel, which gives the other end room for more. None: there is none, or others have their
+    /// turn before.
     pub(super) fn receive(&mut self, id: ChannelId) -> Option<Message> {
         let open = self.open.get_mut(&id.0)?;
+        if open.given >= TURN_BYTES && open.conversation.is_ready() {
+            self.again.insert(id.0);
+            return None;
+        }
         let message = open.conversation.take()?;
+        open.given = open.given.saturating_add(PACKET_HEADER + message.payload_length());
         if let Err(fault) = self.try_serve(id.0) {
             self.fault(id.0, fault);
         }

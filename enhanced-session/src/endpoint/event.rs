@@ -32,7 +32,7 @@ pub enum Event {
         /// Why.
         reason: Reason,
     },
-    /// A message has come: take messages until there are none.
+    /// A message has come: take messages until none is given.
     Readable(ChannelId),
     /// A channel that was full can take a message.
     Writable(ChannelId),

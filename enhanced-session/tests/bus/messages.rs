@@ -55,10 +55,10 @@ fn a_channel_takes_one_message_at_a_time_and_says_when_it_can_take_the_next() {
         pair.run();
         assert_eq!(pair.take_host_events(), []);
         for number in 0..sent {
-            assert!(pair.guest.receive(id) == Some(Message::Data(vec![number; 50_000])));
+            assert!(pair.take_down(id) == Some(Message::Data(vec![number; 50_000])));
             pair.run();
         }
-        assert_eq!(pair.guest.receive(id), None);
+        assert_eq!(pair.take_down(id), None);
         assert_eq!(pair.take_host_events(), [Event::Writable(id)], "once");
         assert!(pair.talks(id));
     }
@@ -74,7 +74,7 @@ fn who_asks_in_vain_whether_there_is_room_is_told_when_there_is() {
         }
         assert_eq!(pair.host.send(id, vec![0]), Err(SendError::Full));
         assert_eq!(pair.take_host_events(), []);
-        while pair.guest.receive(id).is_some() {
+        while pair.take_down(id).is_some() {
             pair.run();
         }
         assert_eq!(pair.take_host_events(), [Event::Writable(id)], "once");
@@ -94,6 +94,32 @@ fn who_is_not_read_holds_up_nobody_else() {
             }
         }
         assert!(pair.talks(ids[2]));
+    }
+}
+
+#[test]
+fn who_brings_much_lets_others_have_their_turn() {
+    for transport in TRANSPORTS {
+        let (mut pair, ids) = Pair::on(transport).with(&[Class::Folder, Class::Input]);
+        let flood = |pair: &mut Pair| {
+            while pair.host.send(ids[0], vec![7; 20_000]).is_ok() {
+                pair.run();
+            }
+        };
+        flood(&mut pair);
+        pair.host.send(ids[1], vec![1]).expect("it is free");
+        pair.transmit();
+        pair.take_guest_events();
+        let mut taken = 0;
+        while pair.guest.receive(ids[0]).is_some() {
+            taken += 1;
+            flood(&mut pair);
+        }
+        assert_eq!(taken, 1, "a peer that is faster than its reader has no end");
+        pair.run();
+        assert_eq!(pair.guest.receive(ids[1]), Some(Message::Data(vec![1])));
+        assert!(pair.take_guest_events().ends_with(&[Event::Readable(ids[0])]), "it has its next turn");
+        assert!(pair.guest.receive(ids[0]).is_some());
     }
 }
 
@@ -126,7 +152,7 @@ fn requests_are_completed_in_any_order() {
             pair.run();
         }
         let mut asked = Vec::new();
-        while let Some(message) = pair.guest.receive(id) {
+        while let Some(message) = pair.take_down(id) {
             let Message::Request(txid, payload) = message else { panic!("not a request") };
             asked.push((txid, payload[0]));
             pair.run();
@@ -169,9 +195,9 @@ fn fin_comes_after_what_was_sent_and_ends_one_direction() {
             pair.step();
         }
         pair.run();
-        assert!(pair.guest.receive(id) == Some(Message::Data(pattern(100_000))));
+        assert!(pair.take_down(id) == Some(Message::Data(pattern(100_000))));
         pair.run();
-        assert_eq!(pair.guest.receive(id), Some(Message::Fin));
+        assert_eq!(pair.take_down(id), Some(Message::Fin));
         assert_eq!(pair.host.send(id, vec![]), Err(SendError::Finished));
         assert_eq!(pair.host.finish(id), Err(SendError::Finished));
         assert_eq!(pair.send_up(id, b"still"), Some(Message::Data(b"still".to_vec())));

@@ -170,14 +170,15 @@ impl World {
     /// Everything arrives.
     fn check_all_arrives(&mut self) {
         self.pair.piece = usize::MAX;
-        loop {
+        let mut idle = 0;
+        // What brings much has its next turn only in the next round.
+        while idle < 2 {
             self.pair.run();
-            let mut busy = false;
+            idle += 1;
             for channel in 0..CLASSES.len() {
-                busy |= self.receive(Side::Host, channel) | self.receive(Side::Guest, channel);
-            }
-            if !busy {
-                break;
+                if self.receive(Side::Host, channel) | self.receive(Side::Guest, channel) {
+                    idle = 0;
+                }
             }
         }
         for half in self.channels.iter().flatten() {

@@ -294,6 +294,14 @@ impl Pair {
         self.host.receive(id)
     }
 
+    /// The next message at the guest, as soon as its channel has its turn.
+    pub(crate) fn take_down(&mut self, id: ChannelId) -> Option<Message> {
+        self.guest.receive(id).or_else(|| {
+            self.run();
+            self.guest.receive(id)
+        })
+    }
+
     /// Whether a channel carries messages in both directions.
     pub(crate) fn talks(&mut self, id: ChannelId) -> bool {
         let message = |payload: &[u8]| Some(Message::Data(payload.to_vec()));

@@ -286,6 +286,9 @@ impl<M: SharedMemory> Guest<M> {
     }
 
     /// The next message of a channel. The host may send more only as messages are taken.
+    ///
+    /// None: there is none, or others have their turn first: a channel that brings much is readable again
+    /// ([`Event::Readable`]) after the next [`handle_timeout`](Self::handle_timeout), which is due at once then.
     pub fn receive(&mut self, id: ChannelId) -> Option<Message> {
         let message = self.end.receive(id);
         self.settle();
