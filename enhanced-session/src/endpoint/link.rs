@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use crate::class::Priority;
 use crate::control::{ControlError, ControlMessage, ErrorCode};
 use crate::stream::{Deframer, Emitted, Frame, MAX_CONTROL_QUEUED, Role, Scheduler, Sync, Verdict};
 
 use super::event::Disconnect;
 use super::recent::Recent;
+use super::under_way::UnderWay;
 
 /// Where nonces and epochs come from.
 pub type Random = Box<dyn FnMut() -> u64 + Send + std::marker::Sync>;
@@ -51,6 +53,7 @@ pub(super) struct Link {
     deframer: Deframer,
     sync: Sync,
     pub(super) scheduler: Scheduler,
+    under_way: UnderWay,
     silence: Silence,
     next_sync: Option<Instant>,
     strikes: Recent<STRIKES>,
@@ -77,6 +80,7 @@ impl Link {
             deframer: Deframer::new(),
             sync,
             scheduler: Scheduler::new(),
+            under_way: UnderWay::new(),
             silence: Silence { heard: now, asked: now, unanswered: 0, stopped: None },
             next_sync: None,
             strikes: Recent::new(STRIKE_TIME),
@@ -114,6 +118,7 @@ impl Link {
         let random = self.random();
         self.sync.look(random);
         self.scheduler.start_over(None);
+        self.under_way = UnderWay::new();
         self.next_sync = None;
     }
 
@@ -136,6 +141,7 @@ impl Link {
 
     fn begin_to_look(&mut self, now: Instant) {
         self.deframer.look();
+        self.under_way = UnderWay::new();
         self.strikes.clear();
         self.next_sync = (self.role == Role::Guest).then_some(now + SYNC_EVERY);
     }
@@ -211,6 +217,10 @@ impl Link {
             Ok((txid, ControlMessage::Ping { cookie })) => {
                 self.answer(txid, &ControlMessage::Pong { cookie });
                 Some(Heard::Alive)
+            }
+            Ok((_, ControlMessage::Pong { cookie })) if self.under_way.has_arrived(cookie) => {
+                self.scheduler.hold_bulk(false);
+                None
             }
             Ok((_, ControlMessage::Pong { .. })) => Some(Heard::Alive),
             Ok((txid, message)) => Some(Heard::Control(txid, message)),
@@ -306,7 +316,18 @@ impl Link {
     }
 
     pub(super) fn next_frame(&mut self, out: &mut Vec<u8>) -> Option<Emitted> {
-        if self.is_open { self.scheduler.next_frame(out) } else { None }
+        let start = out.len();
+        let emitted = self.is_open.then(|| self.scheduler.next_frame(out)).flatten()?;
+        if let Emitted::Packet { priority: Priority::Bulk, .. } = emitted
+            && self.role == Role::Host
+            && self.under_way.add(out.len() - start)
+        {
+            let cookie = self.random();
+            self.under_way.ask(cookie);
+            self.send(&ControlMessage::Ping { cookie });
+            self.scheduler.hold_bulk(true);
+        }
+        Some(emitted)
     }
 }
 

@@ -35,6 +35,7 @@ mod link;
 mod pipe;
 mod recent;
 mod statistics;
+mod under_way;
 
 use std::time::Duration;
 

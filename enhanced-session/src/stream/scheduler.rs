@@ -52,6 +52,7 @@ pub struct Scheduler {
     /// Per priority, whose turn it is.
     turns: [VecDeque<u32>; PRIORITIES.len()],
     held: bool,
+    bulk_held: bool,
 }
 
 #[derive(Debug)]
@@ -173,6 +174,11 @@ impl Scheduler {
         self.held = held;
     }
 
+    /// Packets of bulk wait while they are held.
+    pub const fn hold_bulk(&mut self, held: bool) {
+        self.bulk_held = held;
+    }
+
     /// Writes the next frame to the end of `out`. None: nothing waits that could be sent.
     pub fn next_frame(&mut self, out: &mut Vec<u8>) -> Option<Emitted> {
         if let Some(frame) = self.next_urgent() {
@@ -182,7 +188,9 @@ impl Scheduler {
         if self.held {
             return None;
         }
-        PRIORITIES.into_iter().find_map(|priority| self.next_packet(priority, out))
+        let bulk_held = self.bulk_held;
+        let may_go = |priority: &Priority| !bulk_held || *priority != Priority::Bulk;
+        PRIORITIES.into_iter().filter(may_go).find_map(|priority| self.next_packet(priority, out))
     }
 
     fn next_urgent(&mut self) -> Option<Frame> {

@@ -124,6 +124,22 @@ fn who_brings_much_lets_others_have_their_turn() {
 }
 
 #[test]
+fn a_host_has_one_frame_of_bulk_on_its_way_and_input_behind_it() {
+    let (mut pair, ids) = Pair::stream().with(&[Class::Folder, Class::Input]);
+    pair.host.send(ids[0], pattern(100_000)).expect("it is free");
+    let mut sent = Vec::new();
+    while pair.host.poll_transmit(pair.now, &mut sent) {}
+    assert!((16_384..16_500).contains(&sent.len()), "{} bytes", sent.len());
+    pair.host.send(ids[1], vec![1]).expect("it is free");
+    while pair.host.poll_transmit(pair.now, &mut sent) {}
+    assert!((16_384..16_600).contains(&sent.len()), "{} bytes", sent.len());
+    pair.guest.handle_bytes(pair.now, &sent);
+    assert_eq!(pair.guest.receive(ids[1]), Some(Message::Data(vec![1])));
+    pair.run();
+    assert!(pair.take_down(ids[0]) == Some(Message::Data(pattern(100_000))));
+}
+
+#[test]
 fn readable_is_said_when_something_comes_after_there_was_nothing() {
     for transport in TRANSPORTS {
         let (mut pair, id) = opened(transport, Class::Input);
