@@ -13,12 +13,12 @@ use super::under_way::UnderWay;
 /// Where nonces and epochs come from.
 pub type Random = Box<dyn FnMut() -> u64 + Send + std::marker::Sync>;
 
-/// Silence after which an end asks.
-const PING_AFTER: Duration = Duration::from_secs(2);
+/// Silence after which an end asks. Longer than from one heartbeat to the next: where there are any, nobody asks.
+const PING_AFTER: Duration = Duration::from_millis(2500);
 /// Silence after which the other end is taken for dead, if it was asked [`ASK`] times meanwhile: to an end that was
 /// itself stopped for long everything seems silent.
 const DEAD_AFTER: Duration = Duration::from_secs(10);
-const ASK: u32 = 4;
+const ASK: u32 = 3;
 /// How often a guest that looks says so.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 /// Messages without sense, within [`STRIKE_TIME`], that make an end start over.

@@ -191,7 +191,7 @@ fn a_silent_peer_is_asked_and_then_taken_for_dead() {
             pair.host_events.push(event);
         }
     }
-    assert_eq!((pair.now - start, asked), (Duration::from_secs(10), 5), "four pings and a sync");
+    assert_eq!((pair.now - start, asked), (Duration::from_secs(10), 4), "three pings and a sync");
     let closed = Event::Closed { id: ids[0], reason: Reason::ServiceGone };
     assert_eq!(pair.take_host_events(), [closed, Event::Disconnected(Disconnect::Silent)]);
     assert_eq!(pair.host.poll_timeout(), None, "a host does not repeat itself");
