@@ -12,6 +12,8 @@ use super::{Channel, Full, Moment, Service};
 
 /// Round trips of which the shortest counts: the others waited for something.
 const ROUND_TRIPS: usize = 8;
+/// How much too early a sample may be: it goes with what wakes both ends anyway, which a heartbeat does.
+const SLACK: Duration = Duration::from_secs(1);
 /// What the wire calls a clock without a reference (stratum 16). Whether the host's has one is not asked: the guest
 /// follows it in either case.
 const NO_REFERENCE: u8 = 16;
@@ -81,7 +83,7 @@ impl Service for TimeSync {
     }
 
     fn drive(&mut self, at: Moment, channel: &mut dyn Channel) -> Result<(), Full> {
-        if self.next.is_none_or(|next| next > at.now) {
+        if self.next.is_none_or(|next| next > at.now + SLACK) {
             return Ok(());
         }
         let sequence = self.sequence.wrapping_add(1);
@@ -129,7 +131,10 @@ mod tests {
         assert_eq!(sent(&mut channel), (1, Action::Step, Duration::ZERO));
         time.drive(clock.pass(Duration::from_secs(1)), &mut channel).expect("room");
         channel.none();
-        time.drive(clock.pass(INTERVAL), &mut channel).expect("room");
+        time.drive(clock.pass(INTERVAL - SLACK * 2 - Duration::from_nanos(1)), &mut channel).expect("room");
+        channel.none();
+        assert_eq!(time.timeout(), Some(clock.at().now + SLACK + Duration::from_nanos(1)));
+        time.drive(clock.pass(Duration::from_nanos(1)), &mut channel).expect("room");
         assert_eq!(sent(&mut channel).1, Action::Sample);
         time.resumed(clock.at());
         time.drive(clock.at(), &mut channel).expect("room");
