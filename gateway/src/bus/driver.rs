@@ -14,7 +14,7 @@ use vmm::{BusConnection, BusPort, BusPortState, Quiesce, QuiesceReason, QuiesceR
 
 use super::channel::HostChannel;
 use super::input_port::InputPort;
-use super::link::Link;
+use super::link::{Link, Stream};
 use super::services::{Moment, Services, ShutdownAnswer};
 use super::status::{BusState, BusStatus, GuestStatus, Rates, agent_name};
 
@@ -211,11 +211,20 @@ impl Driver {
             }
         };
         let now = Instant::now();
+        let BusConnection { generation, stream, memory } = connection;
+        let stream = match Stream::new(stream) {
+            Ok(stream) => stream,
+            Err(error) => {
+                warn!(%error, "the port cannot be waited for");
+                self.connect_after = Some(now + RETRY_AFTER);
+                return;
+            }
+        };
         match &mut self.link {
-            Some(link) if link.generation == connection.generation => link.reconnected(connection.stream),
+            Some(link) if link.generation == generation => link.reconnected(stream),
             _ => {
                 self.drop_link();
-                let mut link = Link::new(connection, self.vm.uuid(), now);
+                let mut link = Link::new(generation, stream, memory.as_ref(), self.vm.uuid(), now);
                 for class in Services::CLASSES {
                     if let Err(error) = link.host.offer(class, 0, OfferFlags::ONE_INSTANCE) {
                         // A fresh core has room for so few.
