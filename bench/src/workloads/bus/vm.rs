@@ -112,6 +112,16 @@ impl Vm {
     }
 }
 
+/// Input that was sent while a channel had more to send than can be sent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Behind {
+    /// Until it was answered.
+    pub(super) input: Duration,
+    /// How long the channel was busy, and the bytes that it took meanwhile.
+    pub(super) flooding: Duration,
+    pub(super) sent: usize,
+}
+
 /// A bus whose channels are open.
 pub(super) struct Session<'a> {
     vm: &'a mut Vm,
@@ -160,14 +170,16 @@ impl Session<'_> {
         Ok(started.elapsed())
     }
 
-    /// The same while the channel of class `flooded` has more to send than can be sent; `pause` passes before.
-    pub(super) fn ping_behind(&mut self, flooded: Class, pause: Duration, length: usize) -> Result<Duration> {
+    /// The same with input while the channel of class `flooded` has more to send than can be sent; `pause` passes before.
+    pub(super) fn ping_behind(&mut self, flooded: Class, pause: Duration, length: usize) -> Result<Behind> {
         let (flood, id, filler) = (self.id(flooded)?, self.id(Class::Input)?, filler(length));
-        let begin = Instant::now() + pause;
-        let mut started = None;
+        let flooding = Instant::now();
+        let begin = flooding + pause;
+        let (mut started, mut sent) = (None, 0);
         loop {
             while self.host.has_room(flood) {
                 self.host.send(flood, filler.clone())?;
+                sent += length;
             }
             let now = Instant::now();
             if started.is_none() && now >= begin {
@@ -178,7 +190,7 @@ impl Session<'_> {
             if let Some(started) = started
                 && self.came.get_mut(&id).is_some_and(|came| came.pop_front().is_some())
             {
-                return Ok(started.elapsed());
+                return Ok(Behind { input: started.elapsed(), flooding: flooding.elapsed(), sent });
             }
             let due = if started.is_none() { begin } else { begin + PATIENCE };
             ensure!(now < begin + PATIENCE, "input is not answered");
