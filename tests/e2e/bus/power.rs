@@ -232,7 +232,7 @@ fn guest_with_a_disk(folder: &Path) -> Result<Definition> {
         initrd: Some(under_test.initrd.clone()),
         cmdline: under_test.cmdline.clone(),
     };
-    let disk = Disk { path, format: DiskFormat::Qcow2, bus: DiskBus::Virtio, readonly: false, cdrom: false };
+    let disk = Disk::new(path, DiskFormat::Qcow2, DiskBus::Virtio);
     let usual = Definition::new("snapshot", Uuid::new_v4());
     Ok(Definition { memory: 256, network: Network::None, boot, disks: vec![disk], ..usual })
 }
