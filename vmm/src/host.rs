@@ -12,6 +12,7 @@ use tokio::sync::{Mutex as AsyncMutex, OnceCell};
 use uuid::Uuid;
 
 use crate::accelerator::{self, AcceleratorReport};
+use crate::checkpoints::{self, Checkpoints};
 use crate::definition::{Definition, DefinitionError, InvalidDefinition, replace_file};
 use crate::disks::Disks;
 use crate::engine::Version;
@@ -29,6 +30,8 @@ pub struct HostConfig {
     pub runtime: PathBuf,
     /// The folder of the jobs, one file per job.
     pub jobs: PathBuf,
+    /// The folder of what is known of checkpoints, one file per VM that has any.
+    pub checkpoints: PathBuf,
     /// The QEMU to run; `qemu-system-x86_64` on the path when none is named.
     pub qemu: Option<PathBuf>,
     /// How long things may take.
@@ -116,13 +119,13 @@ pub enum HostError {
 }
 
 impl HostConfig {
-    /// A host with its definitions in `definitions`, its runtime facts in `runtime`, and its jobs beside the former.
+    /// A host with its definitions in `definitions`, its runtime facts in `runtime`, and the rest beside the former.
     #[must_use]
     pub fn new(definitions: impl Into<PathBuf>, runtime: impl Into<PathBuf>) -> Self {
         let definitions = definitions.into();
-        let jobs = definitions.with_file_name("jobs");
+        let [jobs, checkpoints] = ["jobs", "checkpoints"].map(|name| definitions.with_file_name(name));
         let (deadlines, memory) = (Deadlines::default(), MemoryConfig::default());
-        Self { definitions, runtime: runtime.into(), jobs, qemu: None, deadlines, memory }
+        Self { definitions, runtime: runtime.into(), jobs, checkpoints, qemu: None, deadlines, memory }
     }
 }
 
@@ -141,7 +144,8 @@ impl Default for Deadlines {
 }
 
 impl Host {
-    /// Reads the definitions, takes back each QEMU that still runs, and clears up after jobs that were interrupted.
+    /// Reads the definitions, takes back each QEMU that still runs, and goes on with or clears up after jobs that were
+    /// interrupted.
     ///
     /// A definition that cannot be read is kept among the [`problems`](Self::problems) and stops nothing else.
     ///
@@ -177,6 +181,9 @@ impl Host {
             // A driver that ended can only have panicked; its VM says so when it is asked.
             let _ = wait.await;
         }
+        for vm in host.list() {
+            checkpoints::take_over(&vm, &host.jobs);
+        }
         host.jobs.interrupt_orphans().await;
         Ok(host)
     }
@@ -185,6 +192,12 @@ impl Host {
     #[must_use]
     pub fn jobs(&self) -> &Jobs {
         &self.jobs
+    }
+
+    /// The checkpoints of a VM.
+    #[must_use]
+    pub fn checkpoints(&self, vm: &Vm) -> Checkpoints {
+        Checkpoints::new(vm.clone(), self.jobs.clone())
     }
 
     /// The disk images.
@@ -243,6 +256,7 @@ impl Host {
         let _changing = self.machines.changing.lock().await;
         let vm = self.find(name_or_uuid).ok_or_else(|| HostError::Unknown(name_or_uuid.into()))?;
         vm.delete().await?;
+        vm.checkpoint_keeper().remove();
         lock(&self.machines.vms).remove(&vm.uuid());
         Ok(())
     }
@@ -288,6 +302,7 @@ impl Host {
     fn add(&self, definition: Definition, file: PathBuf) -> tokio::sync::oneshot::Receiver<()> {
         let uuid = definition.uuid;
         let (vm, ready) = Vm::spawn(self.shared.clone(), definition, file);
+        checkpoints::keep_time(&vm);
         lock(&self.machines.vms).insert(uuid, vm);
         ready
     }

@@ -13,6 +13,7 @@
 //! * `memory`: how much memory each guest has,
 //! * `engine`: QEMU's command line as a value, its process, its monitor protocol,
 //! * `accelerator`: whether KVM really works here,
+//! * `checkpoints`: states that a VM can go back to, as people see them,
 //! * `disks`: images that no VM has to run for: made, described, converted, resized,
 //! * `jobs`: what takes minutes: progress, cancelling, and what a killed gateway left,
 //! * `display`: pictures and cursors out of QEMU, keys and pointers into it,
@@ -22,6 +23,7 @@
 
 mod accelerator;
 mod bus;
+mod checkpoints;
 mod definition;
 mod disks;
 mod display;
@@ -36,10 +38,12 @@ mod vm;
 
 pub use accelerator::AcceleratorReport;
 pub use bus::{BusConnection, BusMemory, BusPort, BusPortState, Quiesce, QuiesceReason, QuiesceRequests};
+pub use checkpoints::{Checkpoint, CheckpointError, CheckpointTree, Checkpoints, NewCheckpoint};
 pub use definition::{
-    Accelerator, BUS_MEMORY_MIB, Boot, Bus, Controllers, Definition, DefinitionError, Disk, DiskBus, DiskCache,
-    DiskFormat, DiskSource, DynamicMemory, IdeModel, InvalidDefinition, InvalidUrl, MEMORY_BUFFER, MEMORY_WEIGHT,
-    MONITORS, MemoryDevices, NbdServer, Network, Provider, Remote, ScsiModel, Session, Tls, VCPUS,
+    Accelerator, BUS_MEMORY_MIB, Boot, Bus, CHECKPOINT_MINUTES, CHECKPOINTS_KEPT, CheckpointSchedule, Controllers,
+    Definition, DefinitionError, Disk, DiskBus, DiskCache, DiskFormat, DiskSource, DynamicMemory, IdeModel,
+    InvalidDefinition, InvalidUrl, MEMORY_BUFFER, MEMORY_WEIGHT, MONITORS, MemoryDevices, NbdServer, Network, Provider,
+    Remote, ScsiModel, Session, Tls, VCPUS,
 };
 pub use disks::{
     BackingFile, BackingImage, BlockDevice, Convert, DiskError, Disks, ImageInfo, ImageSnapshot, ImageUser, Layout,

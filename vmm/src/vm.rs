@@ -1,17 +1,20 @@
 //! A handle of a virtual machine.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::bus::{BusPort, BusShared};
+use crate::checkpoints::{self, Keeper};
 use crate::definition::{Definition, DynamicMemory, InvalidDefinition};
 use crate::display::{Console, Display};
 use crate::host::HostShared;
-use crate::lifecycle::{Connections, Driver, Message, Request, RequestError, Snapshot, SnapshotTag, Status, VmState};
+use crate::lifecycle::{
+    Connections, Driver, Message, Request, RequestError, Snapshot, SnapshotTag, Status, VmState, snapshot_obstacle,
+};
 use crate::memory::{Account, MemoryReport, MemorySettings, VmMemoryView};
 
 /// Messages that wait for a driver; who sends more waits.
@@ -26,12 +29,17 @@ pub struct Vm {
     shared: Arc<VmShared>,
 }
 
+/// A handle that does not keep the VM's driver.
+#[derive(Debug, Clone)]
+pub(crate) struct WeakVm(Weak<VmShared>);
+
 #[derive(Debug)]
 struct VmShared {
     definition: Arc<Definition>,
     display: Arc<Display>,
     bus: Arc<BusShared>,
     memory: Arc<Account>,
+    checkpoints: Keeper,
     messages: mpsc::Sender<Message>,
     status: watch::Receiver<Status>,
 }
@@ -46,11 +54,17 @@ impl Vm {
         let (status, watch) = watch::channel(Status::new(VmState::Created));
         let (ready, is_ready) = oneshot::channel();
         let memory = host.memory.open(&definition, watch.clone(), messages.downgrade());
+        let checkpoints = Keeper::open(host.config.checkpoints.join(format!("{}.json", definition.uuid)));
         let connections = Connections { display: display.clone(), bus: bus.clone(), memory: memory.clone() };
         let driver = Driver::new(host, definition.clone(), file, connections, receiver, status);
         let span = tracing::info_span!("vm", name = definition.name);
         tokio::spawn(driver.run(ready).instrument(span));
-        (Self { shared: Arc::new(VmShared { definition, display, bus, memory, messages, status: watch }) }, is_ready)
+        let shared = VmShared { definition, display, bus, memory, checkpoints, messages, status: watch };
+        (Self { shared: Arc::new(shared) }, is_ready)
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakVm {
+        WeakVm(Arc::downgrade(&self.shared))
     }
 
     /// What people call it.
@@ -83,13 +97,13 @@ impl Vm {
         self.shared.status.clone()
     }
 
-    /// Starts it.
+    /// Starts it. If going back to a checkpoint was cut off, it is started in that.
     ///
     /// # Errors
     ///
     /// When it is on already, or QEMU cannot be started; the VM is `Failed` then, and can be started again.
     pub async fn start(&self) -> Result<(), RequestError> {
-        self.request(Request::Start).await
+        checkpoints::start(self).await
     }
 
     /// Asks the guest to shut down, and waits until it has.
@@ -137,17 +151,19 @@ impl Vm {
         self.request(Request::Resume).await
     }
 
-    /// Keeps the state that it is in, memory and disks, in the disks' own files. Its processors stand still meanwhile.
+    /// Keeps the state that it is in in the disks' own files: memory and disks, or the disks alone when it is off. Its
+    /// processors stand still meanwhile. [`Checkpoints`](crate::Checkpoints) do more than this and the next four.
     ///
     /// # Errors
     ///
-    /// When it is off, it has a writable disk that is not qcow2, or none that is, there is a snapshot of the name, or there
-    /// is no room. The VM goes on then. When it is powered off before this is done; the snapshot may be there all the same.
+    /// When it has a writable disk that is not qcow2, or none that is, there is a snapshot of the name, or there is no room.
+    /// The VM goes on then. When it is powered off before this is done; the snapshot may be there all the same.
     pub async fn save_snapshot(&self, tag: SnapshotTag) -> Result<(), RequestError> {
         self.request(Request::SaveSnapshot { tag }).await
     }
 
-    /// Goes back to a state that was kept; what it was doing is lost. It runs afterwards unless it was paused before.
+    /// Goes back to a state that was kept with its memory; what it was doing is lost. It runs afterwards unless it was
+    /// paused before.
     ///
     /// # Errors
     ///
@@ -157,24 +173,45 @@ impl Vm {
         self.request(Request::LoadSnapshot { tag }).await
     }
 
-    /// Forgets a state that was kept.
+    /// Makes its disks what they were in a state that was kept, and leaves it off; what it was doing is lost.
     ///
     /// # Errors
     ///
-    /// When it is off, or there is no such snapshot.
+    /// When there is no such snapshot: it is as it was before. When a disk cannot be written: those before it are changed.
+    pub async fn restore_disks(&self, tag: SnapshotTag) -> Result<(), RequestError> {
+        self.request(Request::RestoreDisks { tag }).await
+    }
+
+    /// Forgets a state that was kept, or what there is of it.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such snapshot, or it cannot be deleted from all disks.
     pub async fn delete_snapshot(&self, tag: SnapshotTag) -> Result<(), RequestError> {
         self.request(Request::DeleteSnapshot { tag }).await
     }
 
-    /// The states that were kept, oldest first.
+    /// The states that were kept, oldest first, and what there is of others.
     ///
     /// # Errors
     ///
-    /// Why they cannot be told, in words: it is off, or can have none.
+    /// Why they cannot be told, in words.
     pub async fn snapshots(&self) -> Result<Vec<Snapshot>, String> {
-        let (reply, answer) = oneshot::channel();
-        self.shared.messages.send(Message::Snapshots { reply }).await.map_err(|_| "the host has ended")?;
-        answer.await.map_err(|_| "the host has ended")?
+        self.ask(|reply| Message::Snapshots { settled: false, reply }).await
+    }
+
+    /// The same, once QEMU has ended what an earlier gateway began.
+    pub(crate) async fn settled_snapshots(&self) -> Result<Vec<Snapshot>, String> {
+        self.ask(|reply| Message::Snapshots { settled: true, reply }).await
+    }
+
+    /// Why it can have no snapshots, if it cannot: every disk that is in the way.
+    pub(crate) fn checkpoint_obstacle(&self) -> Option<String> {
+        snapshot_obstacle(&self.definition())
+    }
+
+    pub(crate) fn checkpoint_keeper(&self) -> &Keeper {
+        &self.shared.checkpoints
     }
 
     /// How its memory was at the last tick; none while it is off, or when its memory is always the same.
@@ -233,10 +270,7 @@ impl Vm {
     /// Why not, in words.
     pub async fn screendump(&self, path: &Path) -> Result<(), String> {
         let path = std::path::absolute(path).map_err(|error| error.to_string())?;
-        let (reply, answer) = oneshot::channel();
-        let ended = |_| "the host has ended".to_owned();
-        self.shared.messages.send(Message::Screendump { path, reply }).await.map_err(|_| "the host has ended")?;
-        answer.await.map_err(ended)?
+        self.ask(|reply| Message::Screendump { path, reply }).await
     }
 
     /// Forgets it; [`Host::delete`](crate::Host::delete) takes it off the list, too.
@@ -244,11 +278,24 @@ impl Vm {
         self.request(Request::Delete).await
     }
 
-    async fn request(&self, request: Request) -> Result<(), RequestError> {
+    async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Message) -> Result<T, String> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.messages.send(message(reply)).await.map_err(|_| "the host has ended")?;
+        answer.await.map_err(|_| "the host has ended")?
+    }
+
+    pub(crate) async fn request(&self, request: Request) -> Result<(), RequestError> {
         let (reply, answer) = oneshot::channel();
         let ended = RequestError::HostEnded { request: request.clone() };
         self.shared.messages.send(Message::Request { request, reply }).await.map_err(|_| ended.clone())?;
         answer.await.map_err(|_| ended)?
+    }
+}
+
+impl WeakVm {
+    /// The VM, while anybody else has a handle of it.
+    pub(crate) fn upgrade(&self) -> Option<Vm> {
+        Some(Vm { shared: self.0.upgrade()? })
     }
 }
 

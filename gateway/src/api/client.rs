@@ -77,6 +77,15 @@ impl Client {
         self.request(Method::DELETE, path, Bytes::new()).await.map(drop)
     }
 
+    /// Deletes something, and gets what that led to.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get).
+    pub async fn delete_for<T: DeserializeOwned>(&self, path: &str) -> Result<T, Problem> {
+        decode(&self.request(Method::DELETE, path, Bytes::new()).await?)
+    }
+
     async fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes, Problem> {
         let stream = self.connect().await?;
         let broken = |error: &dyn std::fmt::Display| {

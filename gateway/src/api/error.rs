@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
-use vmm::{DiskError, HostError, JobsError, RequestError};
+use vmm::{CheckpointError, DiskError, HostError, JobsError, RequestError};
 
 use crate::problem::{Code, ErrorBody, Problem};
 
@@ -127,6 +127,27 @@ impl From<DiskError> for Problem {
             },
             DiskError::NoProgram { .. } => (Code::Internal, Some("`apt-get install qemu-utils`")),
             DiskError::NoSpace { .. } | DiskError::Unwritable { .. } | DiskError::Refused(_) => (Code::Internal, None),
+        };
+        Self { hint: hint.map(Into::into), ..Self::new(code, error) }
+    }
+}
+
+impl From<CheckpointError> for Problem {
+    fn from(error: CheckpointError) -> Self {
+        let (code, hint) = match error {
+            CheckpointError::Request(error) => return error.into(),
+            CheckpointError::Jobs(error) => return error.into(),
+            CheckpointError::Unknown(_) => (Code::NotFound, Some("`fanlight checkpoint list VM` names them")),
+            CheckpointError::Exists(_) => (Code::Conflict, Some("choose another name")),
+            CheckpointError::Invalid(_) => (Code::Invalid, None),
+            CheckpointError::Disks(_) => (
+                Code::Conflict,
+                Some("`fanlight disk convert OLD NEW.qcow2` makes such an image; name that in the VM's definition"),
+            ),
+            CheckpointError::Impossible(_) | CheckpointError::Stopped => (Code::Conflict, None),
+            CheckpointError::Book { .. } | CheckpointError::Unseen(_) | CheckpointError::CutOff(_) => {
+                (Code::Internal, None)
+            }
         };
         Self { hint: hint.map(Into::into), ..Self::new(code, error) }
     }

@@ -12,6 +12,9 @@
 //! | `POST /v1/vms/{vm}/{request}` | `start`, `shutdown`, `reboot`, `stop`, `reset`, `pause`, `resume` |
 //! | `GET /v1/vms/{vm}/guest`, `POST /v1/vms/{vm}/guest/ping` | what its agent says; whether it answers |
 //! | `GET /v1/memory` | what each VM has and needs |
+//! | `GET`, `POST /v1/vms/{vm}/checkpoints` | the tree of its checkpoints; make one, as a job |
+//! | `DELETE /v1/vms/{vm}/checkpoints/{name}` | delete one, as a job |
+//! | `POST /v1/vms/{vm}/checkpoints/{name}/{request}` | `revert`, as a job; `rename` |
 //! | `GET`, `POST /v1/users` | list, add |
 //! | `DELETE /v1/users/{user}` | remove |
 //! | `GET`, `POST`, `DELETE /v1/disks` | describe (`?path=`), create, delete (`?path=`) a disk image |
@@ -23,6 +26,7 @@
 //!
 //! Bodies are JSON (`model`). An answer that is not a success is `{"error": {"code", "message", "hint"}}`.
 
+mod checkpoints;
 pub mod client;
 mod disks;
 mod error;
@@ -78,6 +82,10 @@ pub fn router(context: Arc<ApiContext>) -> Router {
         .route("/v1/vms/{vm}/screenshot", get(vms::screenshot))
         .route("/v1/vms/{vm}/guest", get(guest::show))
         .route("/v1/vms/{vm}/guest/ping", post(guest::ping))
+        .route("/v1/vms/{vm}/checkpoints", get(checkpoints::list).post(checkpoints::create))
+        .route("/v1/vms/{vm}/checkpoints/{name}", delete(checkpoints::delete))
+        .route("/v1/vms/{vm}/checkpoints/{name}/revert", post(checkpoints::revert))
+        .route("/v1/vms/{vm}/checkpoints/{name}/rename", post(checkpoints::rename))
         .route("/v1/vms/{vm}/{request}", post(vms::request))
         .route("/v1/disks", get(disks::show).post(disks::create).delete(disks::delete))
         .route("/v1/disks/convert", post(disks::convert))

@@ -142,6 +142,14 @@ pub struct CreateVm {
     pub disks: Vec<NewImage>,
 }
 
+/// Another name for something.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rename {
+    /// The name.
+    pub name: String,
+}
+
 /// A user as lists have it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct UserInfo {

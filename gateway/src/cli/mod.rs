@@ -1,6 +1,7 @@
 //! The command line: `serve` and `demo` are the service itself, everything else is a client of its API.
 
 mod bus;
+mod checkpoint;
 mod create;
 mod demo;
 mod disk;
@@ -44,7 +45,7 @@ Exit codes:
   0  done
   1  failed
   2  the command line, a configuration or a definition makes no sense
-  3  there is no such VM, disk, job, user or session
+  3  there is no such VM, checkpoint, disk, job, user or session
   4  not possible in this state, or the name is taken
   5  no service runs on this state folder
   6  not permitted
@@ -85,6 +86,9 @@ enum Command {
     /// Ask the agent in a guest
     #[command(subcommand)]
     Guest(guest::Guest),
+    /// Keep states of a VM, and go back to them
+    #[command(subcommand)]
+    Checkpoint(checkpoint::CheckpointCommand),
     /// Create, describe, convert, resize and delete disk images
     #[command(subcommand)]
     Disk(disk::Disk),
@@ -150,6 +154,7 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode, Problem> {
         Command::Status(status) => small_runtime()?.block_on(status.run(&context)),
         Command::Vm(vm) => small_runtime()?.block_on(vm.run(&context)),
         Command::Guest(guest) => small_runtime()?.block_on(guest.run(&context)),
+        Command::Checkpoint(checkpoint) => small_runtime()?.block_on(checkpoint.run(&context)),
         Command::Disk(disk) => small_runtime()?.block_on(disk.run(&context)),
         Command::Job(job) => small_runtime()?.block_on(job.run(&context)),
         Command::User(user) => small_runtime()?.block_on(user.run(&context)),

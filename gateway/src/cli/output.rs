@@ -116,6 +116,13 @@ impl Cell {
     }
 }
 
+#[cfg(test)]
+impl Cell {
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+}
+
 /// How long ago a moment was, roughly.
 pub(super) fn age(since: u64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();

@@ -4,7 +4,10 @@ use std::path::Path;
 
 use super::memory::MemoryPart;
 use super::parse::About;
-use super::{BUS_MEMORY_MIB, Boot, Definition, MAX_NAME, MEMORY_MIB, MONITORS, Provider, VCPUS};
+use super::{
+    BUS_MEMORY_MIB, Boot, CHECKPOINT_MINUTES, CHECKPOINTS_KEPT, Definition, MAX_NAME, MEMORY_MIB, MONITORS, Provider,
+    VCPUS,
+};
 
 /// Longest kernel command line: what Linux on x86 takes (`COMMAND_LINE_SIZE`), without its end.
 const MAX_CMDLINE: usize = 2047;
@@ -57,6 +60,7 @@ impl Definition {
         name_problem(&self.name)
             .or_else(|| self.number_problem())
             .or_else(|| self.bus_problem())
+            .or_else(|| self.checkpoints_problem())
             .or_else(|| self.boot_problem())
             .or_else(|| self.disks_problem())
     }
@@ -90,6 +94,20 @@ impl Definition {
         }
         if !self.bus.enabled && self.session.input == Provider::Bus {
             return problem(About::SessionInput, "`input = \"bus\"` needs a bus, which `[bus]` switches off");
+        }
+        None
+    }
+
+    fn checkpoints_problem(&self) -> Option<Problem> {
+        let schedule = self.checkpoints?;
+        if !CHECKPOINT_MINUTES.contains(&schedule.every) {
+            let (every, most) = (schedule.every, CHECKPOINT_MINUTES.end());
+            let reason = format!("`every` of the checkpoints is 1 to {most} minutes, not {every}");
+            return problem(About::CheckpointsEvery, reason);
+        }
+        if !CHECKPOINTS_KEPT.contains(&schedule.keep) {
+            let (keep, most) = (schedule.keep, CHECKPOINTS_KEPT.end());
+            return problem(About::CheckpointsKeep, format!("`keep` of the checkpoints is 1 to {most}, not {keep}"));
         }
         None
     }

@@ -38,6 +38,10 @@ pub const MONITORS: std::ops::RangeInclusive<u8> = 1..=16;
 /// Least and most memory that a VM's bus shares with the host, in MiB; always a power of two, as the guest finds it in a
 /// PCI device.
 pub const BUS_MEMORY_MIB: std::ops::RangeInclusive<u32> = 1..=1024;
+/// Least and most minutes between two checkpoints that are taken by the clock.
+pub const CHECKPOINT_MINUTES: std::ops::RangeInclusive<u32> = 1..=7 * 24 * 60;
+/// Fewest and most of them that are kept.
+pub const CHECKPOINTS_KEPT: std::ops::RangeInclusive<u16> = 1..=100;
 
 /// A virtual machine as its owner wants it.
 ///
@@ -65,6 +69,8 @@ pub struct Definition {
     pub bus: Bus,
     /// How a session reaches the guest.
     pub session: Session,
+    /// When checkpoints are taken by the clock, if they are.
+    pub checkpoints: Option<CheckpointSchedule>,
     /// What runs first.
     pub boot: Boot,
     /// What its disks sit on.
@@ -88,6 +94,7 @@ impl Definition {
             network: Network::User,
             bus: Bus::default(),
             session: Session::default(),
+            checkpoints: None,
             boot: Boot::Firmware,
             controllers: Controllers::default(),
             disks: Vec::new(),
@@ -150,6 +157,15 @@ pub enum Provider {
     Hardware,
     /// The agent in the guest only.
     Bus,
+}
+
+/// Checkpoints that are taken by the clock, while the VM runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CheckpointSchedule {
+    /// Minutes from one to the next.
+    pub every: u32,
+    /// How many are kept; the oldest goes when there is one more.
+    pub keep: u16,
 }
 
 /// What a VM runs first.

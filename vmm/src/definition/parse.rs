@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use super::memory::{MemoryKey, MemoryPart, MemorySpans};
 use super::{
-    Accelerator, Boot, Bus, Controllers, Definition, Disk, DiskBus, DiskCache, DiskFormat, DiskSource, IdeModel,
-    Network, Provider, ScsiModel, Session,
+    Accelerator, Boot, Bus, CheckpointSchedule, Controllers, Definition, Disk, DiskBus, DiskCache, DiskFormat,
+    DiskSource, IdeModel, Network, Provider, ScsiModel, Session,
 };
 
 /// Largest definition that is read, in bytes.
@@ -92,6 +92,8 @@ pub(super) enum About {
     Monitors,
     BusMemory,
     SessionInput,
+    CheckpointsEvery,
+    CheckpointsKeep,
     Kernel,
     Initrd,
     Cmdline,
@@ -120,6 +122,7 @@ struct File {
     bus: BusTable,
     #[serde(default)]
     session: SessionTable,
+    checkpoints: Option<CheckpointsTable>,
     boot: Option<Spanned<BootTable>>,
     controllers: Option<Spanned<ControllersTable>>,
     #[serde(default, rename = "disk")]
@@ -137,6 +140,13 @@ struct BusTable {
 #[serde(deny_unknown_fields)]
 struct SessionTable {
     input: Option<Spanned<Provider>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CheckpointsTable {
+    every: Spanned<u32>,
+    keep: Spanned<u16>,
 }
 
 #[derive(Deserialize)]
@@ -199,6 +209,9 @@ impl File {
             network: self.network,
             bus: self.bus.into_bus(),
             session: Session { input: self.session.input.map(Spanned::into_inner).unwrap_or_default() },
+            checkpoints: self
+                .checkpoints
+                .map(|table| CheckpointSchedule { every: table.every.into_inner(), keep: table.keep.into_inner() }),
             boot: self.boot.map_or(Ok(Boot::Firmware), into_boot)?,
             controllers: self.controllers.map(|table| table.into_inner().into_controllers()).unwrap_or_default(),
             disks: self.disks.into_iter().map(into_disk).collect::<Result<_, _>>()?,
@@ -279,6 +292,7 @@ struct Spans {
     monitors: Range<usize>,
     bus_memory: Range<usize>,
     session_input: Range<usize>,
+    checkpoints: (Range<usize>, Range<usize>),
     kernel: Range<usize>,
     initrd: Range<usize>,
     cmdline: Range<usize>,
@@ -313,6 +327,11 @@ impl Spans {
             monitors: file.monitors.span(),
             bus_memory: file.bus.memory.as_ref().map(Spanned::span).unwrap_or_default(),
             session_input: file.session.input.as_ref().map(Spanned::span).unwrap_or_default(),
+            checkpoints: file
+                .checkpoints
+                .as_ref()
+                .map(|table| (table.every.span(), table.keep.span()))
+                .unwrap_or_default(),
             kernel: boot.and_then(|boot| boot.kernel.as_ref()).map_or(whole.clone(), Spanned::span),
             initrd: boot.and_then(|boot| boot.initrd.as_ref()).map_or(whole.clone(), Spanned::span),
             cmdline: boot.and_then(|boot| boot.cmdline.as_ref()).map_or(whole, Spanned::span),
@@ -329,6 +348,8 @@ impl Spans {
             About::Monitors => Some(&self.monitors),
             About::BusMemory => Some(&self.bus_memory),
             About::SessionInput => Some(&self.session_input),
+            About::CheckpointsEvery => Some(&self.checkpoints.0),
+            About::CheckpointsKeep => Some(&self.checkpoints.1),
             About::Kernel => Some(&self.kernel),
             About::Initrd => Some(&self.initrd),
             About::Cmdline => Some(&self.cmdline),
@@ -385,6 +406,7 @@ mod tests {
             "{HEAD}vcpus = 4\naccelerator = \"tcg\"\nmonitors = 3\nnetwork = \"none\"\n\
              [bus]\nenabled = true\nmemory = 128\n\
              [session]\ninput = \"hardware\"\n\
+             [checkpoints]\nevery = 60\nkeep = 24\n\
              [boot]\nkernel = \"/k\"\ninitrd = \"/i\"\ncmdline = \"quiet\"\n\
              [[disk]]\npath = \"/a.vhd\"\nformat = \"vpc\"\nbus = \"ide\"\n\
              [controllers]\nscsi = [\"virtio\", \"lsi\"]\n\
@@ -398,6 +420,7 @@ mod tests {
         assert_eq!(definition.network, Network::None);
         assert_eq!(definition.bus, Bus { enabled: true, memory: 128 });
         assert_eq!(definition.session, Session { input: Provider::Hardware });
+        assert_eq!(definition.checkpoints, Some(CheckpointSchedule { every: 60, keep: 24 }));
         let Boot::DirectKernel { initrd, cmdline, .. } = definition.boot else { panic!("a kernel was given") };
         assert_eq!((initrd, cmdline.as_str()), (Some("/i".into()), "quiet"));
         assert_eq!(definition.disks[0].format, DiskFormat::Vhd);
@@ -477,6 +500,15 @@ mod tests {
             ),
             (&format!("{HEAD}[session]\ninput = \"agent\"\n"), "demo.toml:5:9: unknown variant `agent`"),
             (&format!("{HEAD}[session]\nsound = \"bus\"\n"), "demo.toml:5:1: unknown field `sound`"),
+            (&format!("{HEAD}[checkpoints]\nevery = 5\n"), "demo.toml:4:1: missing field `keep`"),
+            (
+                &format!("{HEAD}[checkpoints]\nevery = 0\nkeep = 3\n"),
+                "demo.toml:5:9: `every` of the checkpoints is 1 to 10080 minutes, not 0",
+            ),
+            (
+                &format!("{HEAD}[checkpoints]\nevery = 5\nkeep = 101\n"),
+                "demo.toml:6:8: `keep` of the checkpoints is 1 to 100, not 101",
+            ),
             (&format!("{HEAD}[boot]\n"), "demo.toml:4:1: `[boot]` needs"),
             (&format!("{HEAD}[boot]\ninitrd = \"/i\"\n"), "demo.toml:4:1: `[boot]` needs"),
             (&format!("{HEAD}[boot]\nfirmware = \"bios\"\ncmdline = \"x\"\n"), "demo.toml:6:11: `cmdline` goes with"),

@@ -37,6 +37,9 @@ impl Definition {
             dynamic_memory: MemoryFile::of(self),
             bus: BusTable { enabled: self.bus.enabled, memory: self.bus.memory },
             session: SessionTable { input: self.session.input },
+            checkpoints: self
+                .checkpoints
+                .map(|schedule| CheckpointsTable { every: schedule.every, keep: schedule.keep }),
             boot,
             controllers: (self.controllers != Controllers::default()).then(|| ControllersTable::of(&self.controllers)),
             disks: self.disks.iter().map(DiskTable::of).collect(),
@@ -88,6 +91,8 @@ struct FileTable<'a> {
     dynamic_memory: Option<MemoryFile>,
     bus: BusTable,
     session: SessionTable,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkpoints: Option<CheckpointsTable>,
     boot: BootTable<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     controllers: Option<ControllersTable<'a>>,
@@ -104,6 +109,12 @@ struct BusTable {
 #[derive(Serialize)]
 struct SessionTable {
     input: Provider,
+}
+
+#[derive(Serialize)]
+struct CheckpointsTable {
+    every: u32,
+    keep: u16,
 }
 
 #[derive(Serialize, Default)]
@@ -189,7 +200,7 @@ mod tests {
 
     use super::*;
     use crate::definition::source::tests::remote;
-    use crate::definition::{Bus, DynamicMemory, MemoryDevices, Session};
+    use crate::definition::{Bus, CheckpointSchedule, DynamicMemory, MemoryDevices, Session};
 
     fn path() -> impl Strategy<Value = PathBuf> {
         "/[a-zA-Z0-9 ,=\"'\\\\é/._-]{1,40}".prop_map(PathBuf::from)
@@ -265,11 +276,23 @@ mod tests {
         })
     }
 
+    fn checkpoints() -> impl Strategy<Value = Option<CheckpointSchedule>> {
+        let schedule = (0_u32..20_000, 0_u16..120).prop_map(|(every, keep)| CheckpointSchedule { every, keep });
+        proptest::option::of(schedule)
+    }
+
     fn definition() -> impl Strategy<Value = Definition> {
         let numbers = (memory(), 0_u8..40, 0_u8..20);
         let disks = (controllers(), proptest::collection::vec(disk(), 0..5));
-        ("[a-zA-Z0-9 ._-]{1,20}", any::<u128>(), numbers, bus(), boot(), disks).prop_map(
-            |(name, uuid, ((memory, dynamic_memory), vcpus, monitors), (bus, session), boot, (controllers, disks))| {
+        ("[a-zA-Z0-9 ._-]{1,20}", any::<u128>(), numbers, bus(), (boot(), checkpoints()), disks).prop_map(
+            |(
+                name,
+                uuid,
+                ((memory, dynamic_memory), vcpus, monitors),
+                (bus, session),
+                (boot, checkpoints),
+                (controllers, disks),
+            )| {
                 let mut definition = Definition {
                     memory,
                     dynamic_memory,
@@ -277,6 +300,7 @@ mod tests {
                     monitors,
                     bus,
                     session,
+                    checkpoints,
                     boot,
                     controllers,
                     disks,

@@ -126,7 +126,7 @@ pub(super) async fn info(program: &QemuImg, path: &Path, said: Option<DiskFormat
 }
 
 /// Describes one image without what it stands on.
-pub(super) async fn describe(program: &QemuImg, path: &Path, format: DiskFormat) -> Result<Described, DiskError> {
+pub(crate) async fn describe(program: &QemuImg, path: &Path, format: DiskFormat) -> Result<Described, DiskError> {
     let mut arguments: Vec<OsString> = ["info", "--output=json", "-U", "-f", format.driver()].map(Into::into).into();
     arguments.push("--".into());
     arguments.push(path.into());

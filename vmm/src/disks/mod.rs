@@ -37,9 +37,9 @@ pub use convert::Convert;
 pub use create::{BackingFile, Layout, NewImage, Preallocation};
 pub use error::DiskError;
 pub(crate) use hyperv::{file_parameters, kind_of_vhd, metadata_region};
-pub(crate) use info::Described;
 pub use info::{BackingImage, ImageInfo, ImageSnapshot};
-pub(crate) use qemu_img::PercentReader;
+pub(crate) use info::{Described, describe};
+pub(crate) use qemu_img::{PercentReader, QemuImg};
 pub use resize::{NewSize, Resize};
 pub use users::ImageUser;
 
@@ -48,7 +48,6 @@ use crate::host::Host;
 use crate::jobs::Job;
 use block_device::Devices;
 use chain::{Chains, Link};
-use qemu_img::QemuImg;
 use users::users_of;
 
 /// Most images of one folder that are looked at.

@@ -46,6 +46,11 @@ impl QemuImg {
 
     /// Runs it for its answer.
     pub(super) async fn ask(&self, arguments: Vec<OsString>) -> Result<Vec<u8>, DiskError> {
+        self.ask_within(DEADLINE, arguments).await
+    }
+
+    /// Runs it for its answer, which may take so long.
+    pub(crate) async fn ask_within(&self, deadline: Duration, arguments: Vec<OsString>) -> Result<Vec<u8>, DiskError> {
         let mut child = self.start(&arguments)?;
         let answer = async {
             let (answer, complaint) =
@@ -53,9 +58,9 @@ impl QemuImg {
             let status = child.wait().await?;
             io::Result::Ok((status, answer?, complaint?))
         };
-        let ended = timeout(DEADLINE, answer).await;
+        let ended = timeout(deadline, answer).await;
         let ended =
-            ended.map_err(|_| DiskError::Refused(format!("qemu-img did not end within {} s", DEADLINE.as_secs())))?;
+            ended.map_err(|_| DiskError::Refused(format!("qemu-img did not end within {} s", deadline.as_secs())))?;
         let (status, answer, complaint) = ended.map_err(|error| self.not_run(error))?;
         if !status.success() {
             return Err(DiskError::Refused(in_words(status, &complaint)));

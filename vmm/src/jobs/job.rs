@@ -22,6 +22,12 @@ pub enum JobKind {
     DiskConvert,
     /// Copies a disk image into a larger one of the same format, which takes its place.
     DiskResize,
+    /// Keeps the state of a VM.
+    CheckpointCreate,
+    /// Makes a VM what it was.
+    CheckpointRevert,
+    /// Forgets a state of a VM.
+    CheckpointDelete,
 }
 
 /// How far a job has come.
@@ -134,6 +140,9 @@ impl fmt::Display for JobKind {
             Self::DiskCreate => "disk-create",
             Self::DiskConvert => "disk-convert",
             Self::DiskResize => "disk-resize",
+            Self::CheckpointCreate => "checkpoint-create",
+            Self::CheckpointRevert => "checkpoint-revert",
+            Self::CheckpointDelete => "checkpoint-delete",
         })
     }
 }

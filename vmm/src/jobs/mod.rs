@@ -120,9 +120,26 @@ impl Jobs {
         W: Future<Output = Result<Option<Value>, Unfinished>> + Send + 'static,
     {
         let handle = self.begin(new).await?;
-        let (jobs, id) = (self.clone(), handle.id);
+        let id = handle.id;
         let job = self.get(id).ok_or(JobsError::Unknown(id))?;
-        let task = tokio::spawn(work(handle));
+        self.drive(id, work(handle));
+        Ok(job)
+    }
+
+    /// Goes on with a job that an earlier gateway left unfinished; none when it has ended or somebody works on it.
+    pub(crate) fn adopt<F, W>(&self, id: JobId, work: F) -> Option<()>
+    where
+        F: FnOnce(JobHandle) -> W,
+        W: Future<Output = Result<Option<Value>, Unfinished>> + Send + 'static,
+    {
+        let adopted = self.registry().adopt(id);
+        adopted.then(|| self.drive(id, work(JobHandle { jobs: self.clone(), id })))
+    }
+
+    /// Has `work` done in a task of its own, and notes how the job ends.
+    fn drive(&self, id: JobId, work: impl Future<Output = Result<Option<Value>, Unfinished>> + Send + 'static) {
+        let jobs = self.clone();
+        let task = tokio::spawn(work);
         tokio::spawn(async move {
             let outcome = match task.await {
                 Ok(Ok(result)) => Outcome::Done(result),
@@ -133,7 +150,6 @@ impl Jobs {
             };
             jobs.finish(id, outcome).await;
         });
-        Ok(job)
     }
 
     /// All jobs that are remembered, the latest first.

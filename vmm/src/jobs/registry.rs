@@ -114,6 +114,13 @@ impl Registry {
         orphans.map(|entry| entry.record.job.id).collect()
     }
 
+    /// Takes over a job that was found on disk; fails when it has ended or somebody works on it.
+    pub(super) fn adopt(&mut self, id: JobId) -> bool {
+        let Some(entry) = self.running(id).filter(|entry| !entry.owned) else { return false };
+        entry.owned = true;
+        true
+    }
+
     /// Notes what is of no use unless the job ends well.
     pub(super) fn leave(&mut self, id: JobId, leftovers: &[Leftover]) {
         if let Some(entry) = self.running(id) {
@@ -263,6 +270,9 @@ mod tests {
         let records = [left, done].map(|id| before.get(id).expect("there").clone());
         let mut registry = Registry::restore(records.into(), 9);
         assert_eq!(registry.orphans(), [left]);
+        let mut other = Registry::restore([left, done].map(|id| before.get(id).expect("there").clone()).into(), 9);
+        assert!(other.adopt(left) && !other.adopt(left) && !other.adopt(done) && !other.adopt(JobId(99)));
+        assert!(other.orphans().is_empty());
         registry.finish(left, Outcome::Interrupted("gone".into()), 3);
         assert!(registry.orphans().is_empty());
         assert_eq!(registry.begin(new("c"), 3), Some(JobId(9)), "no number is given twice");

@@ -24,5 +24,6 @@ mod state;
 
 pub(crate) use driver::{Driver, Message};
 pub(crate) use machine::Connections;
+pub(crate) use snapshot::obstacle as snapshot_obstacle;
 pub use snapshot::{InvalidTag, Snapshot, SnapshotTag};
 pub use state::{Refusal, Request, RequestError, Status, VmState};

@@ -110,7 +110,8 @@ impl RequestQueue {
 /// The whole of the rules: where `request` leads from here, or why it is refused.
 fn decide(state: VmState, process: Process, request: &Request) -> Result<(VmState, Process), Refusal> {
     use Request::{
-        Delete, DeleteSnapshot, LoadSnapshot, Pause, PowerOff, Reset, Resume, SaveSnapshot, Shutdown, Start,
+        Delete, DeleteSnapshot, LoadSnapshot, Pause, PowerOff, Reset, RestoreDisks, Resume, SaveSnapshot, Shutdown,
+        Start,
     };
     use VmState::{Created, Deleted, Failed, Paused, Running, Starting, Stopped, Stopping};
 
@@ -139,10 +140,20 @@ fn decide(state: VmState, process: Process, request: &Request) -> Result<(VmStat
         (Running | Paused, SaveSnapshot { .. } | LoadSnapshot { .. } | DeleteSnapshot { .. }) => Ok((state, process)),
         // As for a start.
         (Created | Stopped | Failed, LoadSnapshot { .. }) => Ok((Running, Process::Alive)),
+        (Running | Paused | Created | Stopped | Failed, RestoreDisks { .. }) => Ok((Stopped, Process::None)),
+        (Created | Stopped | Failed, SaveSnapshot { .. } | DeleteSnapshot { .. }) if process == Process::None => {
+            Ok((state, process))
+        }
 
         (
             Starting | Stopping,
-            Reset | Pause | Resume | SaveSnapshot { .. } | LoadSnapshot { .. } | DeleteSnapshot { .. },
+            Reset
+            | Pause
+            | Resume
+            | SaveSnapshot { .. }
+            | LoadSnapshot { .. }
+            | RestoreDisks { .. }
+            | DeleteSnapshot { .. },
         ) => refuse("it is on its way to another state"),
         (Stopping, Shutdown) => refuse("it is on its way down already"),
 
@@ -191,6 +202,7 @@ mod tests {
             Request::Delete,
             save(),
             Request::LoadSnapshot { tag: tag() },
+            Request::RestoreDisks { tag: tag() },
             Request::DeleteSnapshot { tag: tag() },
         ]
     }
@@ -214,14 +226,13 @@ mod tests {
             requests().into_iter().filter(fits).collect()
         };
         let snapshots = requests().split_off(7);
-        let load = snapshots[1].clone();
         let and_snapshots = |these: &[Request]| [these, snapshots.as_slice()].concat();
         use Request::{Delete, Pause, PowerOff, Reset, Resume, Shutdown, Start};
-        assert_eq!(allowed(VmState::Created), [Start, Delete, load.clone()]);
+        assert_eq!(allowed(VmState::Created), and_snapshots(&[Start, Delete]));
         assert_eq!(allowed(VmState::Running), and_snapshots(&[Shutdown, PowerOff, Reset, Pause]));
         assert_eq!(allowed(VmState::Paused), and_snapshots(&[PowerOff, Reset, Resume]));
-        assert_eq!(allowed(VmState::Stopped), [Start, Delete, load.clone()]);
-        assert_eq!(allowed(VmState::Failed), [Start, Delete, load]);
+        assert_eq!(allowed(VmState::Stopped), and_snapshots(&[Start, Delete]));
+        assert_eq!(allowed(VmState::Failed), and_snapshots(&[Start, Delete]));
         assert_eq!(allowed(VmState::Deleted), []);
     }
 
@@ -234,7 +245,10 @@ mod tests {
             "cannot delete a VM that is failed: its QEMU process still exists; power it off first"
         );
         assert!(queue.submit(RequestId(1), Request::PowerOff).is_ok());
-        assert!(RequestQueue::new(VmState::Failed, Process::Alive).submit(RequestId(0), Request::Start).is_ok());
+        let mut queue = RequestQueue::new(VmState::Failed, Process::Alive);
+        let refusal = queue.submit(RequestId(0), save()).expect_err("its disks are in use").to_string();
+        assert!(refusal.ends_with("its QEMU process does not answer; power it off first"), "{refusal}");
+        assert!(queue.submit(RequestId(1), Request::Start).is_ok());
     }
 
     #[test]

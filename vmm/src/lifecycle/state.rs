@@ -48,13 +48,18 @@ pub enum Request {
     Resume,
     /// Forget the VM; its disks stay.
     Delete,
-    /// Keep the state that it is in.
+    /// Keep the state that it is in; of one that is off, its disks.
     SaveSnapshot {
         /// Under this name.
         tag: SnapshotTag,
     },
     /// Go back to a state that was kept, from whatever it is doing. One that is off is started in that state.
     LoadSnapshot {
+        /// Its name.
+        tag: SnapshotTag,
+    },
+    /// Make the disks what they were in a state that was kept. One that is on is switched off for it.
+    RestoreDisks {
         /// Its name.
         tag: SnapshotTag,
     },
@@ -68,7 +73,8 @@ pub enum Request {
 impl Request {
     /// Whether it goes on beside others for as long as the disks take, and can be given up.
     pub(super) fn takes_long(&self) -> bool {
-        matches!(self, Self::SaveSnapshot { .. } | Self::LoadSnapshot { .. } | Self::DeleteSnapshot { .. })
+        use Request::{DeleteSnapshot, LoadSnapshot, RestoreDisks, SaveSnapshot};
+        matches!(self, SaveSnapshot { .. } | LoadSnapshot { .. } | RestoreDisks { .. } | DeleteSnapshot { .. })
     }
 }
 
@@ -155,6 +161,7 @@ impl fmt::Display for Request {
             Self::Delete => "delete",
             Self::SaveSnapshot { .. } => "save a snapshot of",
             Self::LoadSnapshot { .. } => "load a snapshot of",
+            Self::RestoreDisks { .. } => "restore the disks of",
             Self::DeleteSnapshot { .. } => "delete a snapshot of",
         })
     }

@@ -4,6 +4,7 @@
 //! environment, as `./x test` sets it.
 
 mod bus;
+mod checkpoints;
 mod disk_server;
 mod disks;
 mod display;

@@ -76,8 +76,6 @@ async fn a_guest_goes_back_to_what_it_was() {
 async fn what_cannot_be_is_refused_and_changes_nothing() {
     let host = TestHost::new().await;
     let vm = firmware_vm(&host, "plain").await;
-    let error = vm.save_snapshot(tag("a")).await.expect_err("it is off").to_string();
-    assert_eq!(error, "cannot save a snapshot of a VM that is created: it is off");
     let error = vm.load_snapshot(tag("a")).await.expect_err("there is none").to_string();
     assert_eq!(error, "cannot load a snapshot of this VM: there is no snapshot `a`");
     assert_eq!(vm.status().state, VmState::Created);
@@ -98,7 +96,7 @@ async fn what_cannot_be_is_refused_and_changes_nothing() {
     mixed.start().await.expect("starts");
     let error = mixed.save_snapshot(tag("a")).await.expect_err("a raw disk").to_string();
     let path = &raw.source;
-    let why = format!("disk 2 ({path}) is writable and not of format \"qcow2\", so it keeps no snapshots");
+    let why = format!("disk 2 ({path}) is writable and no qcow2 file of this host, so it keeps no snapshots");
     assert_eq!(error, format!("cannot save a snapshot of this VM: {why}"));
     assert_eq!(mixed.snapshots().await, Err(why));
     assert_eq!(mixed.status().state, VmState::Running);

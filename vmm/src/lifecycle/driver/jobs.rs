@@ -7,7 +7,8 @@
 //!             └──────────── end it ─────────────────────────────┘                └──▶ Failed
 //! ```
 //!
-//! The saved state stays in the disks whatever happens: what cannot be loaded now can be loaded later.
+//! The saved state stays in the disks whatever happens: what cannot be loaded now can be loaded later. While the VM is off
+//! the same is done with the images of its disks, which no QEMU has open then.
 
 use std::sync::Arc;
 
@@ -17,8 +18,9 @@ use tracing::Instrument as _;
 
 use super::{Driver, RequestId, Trouble, VmState};
 use crate::bus::{BusShared, QuiesceReason};
+use crate::disks::{DiskError, QemuImg};
 use crate::engine::QmpError;
-use crate::lifecycle::snapshot::{self, Jobs, Snapshot, SnapshotTag};
+use crate::lifecycle::snapshot::{self, Images, Jobs, Snapshot, SnapshotTag};
 use crate::lifecycle::state::Request;
 
 /// A request that is being carried out.
@@ -63,15 +65,35 @@ impl Driver {
     /// Begins to save the state; [`end_job`](Self::end_job) goes on when it is done. An error: it did not even begin.
     pub(super) fn begin_save(&mut self, id: RequestId, tag: SnapshotTag) -> Result<(), Trouble> {
         let running = self.status.borrow().state == VmState::Running;
-        let work = save(self.jobs()?, self.connections.bus.clone(), tag.clone(), running);
-        self.job = Some(Job::new(id, Request::SaveSnapshot { tag }, Stage::Found, work));
+        let request = Request::SaveSnapshot { tag: tag.clone() };
+        self.job = Some(if self.machine.is_some() {
+            let work = save(self.jobs()?, self.connections.bus.clone(), tag, running);
+            Job::new(id, request, Stage::Found, work)
+        } else {
+            Job::new(id, request, Stage::Found, save_images(self.images()?, tag))
+        });
         Ok(())
     }
 
     /// Begins to forget a state, as for [`begin_save`](Self::begin_save).
     pub(super) fn begin_delete(&mut self, id: RequestId, tag: SnapshotTag) -> Result<(), Trouble> {
-        let work = delete(self.jobs()?, tag.clone());
-        self.job = Some(Job::new(id, Request::DeleteSnapshot { tag }, Stage::Found, work));
+        let request = Request::DeleteSnapshot { tag: tag.clone() };
+        self.job = Some(if self.machine.is_some() {
+            Job::new(id, request, Stage::Found, delete(self.jobs()?, tag))
+        } else {
+            Job::new(id, request, Stage::Found, delete_images(self.images()?, tag))
+        });
+        Ok(())
+    }
+
+    /// Begins to make the disks what they were, as for [`begin_save`](Self::begin_save). Ends QEMU first.
+    pub(super) async fn begin_restore(&mut self, id: RequestId, tag: SnapshotTag) -> Result<(), Trouble> {
+        // Before anything is ended for it.
+        let images = self.images()?;
+        require_on(&images, &tag).await?;
+        self.power_off(None).await?;
+        let work = restore(images, tag.clone());
+        self.job = Some(Job::new(id, Request::RestoreDisks { tag }, Stage::Found, work));
         Ok(())
     }
 
@@ -117,10 +139,21 @@ impl Driver {
         }
     }
 
-    /// The snapshots of a VM that is on. Its driver need not wait for the answer.
-    pub(super) fn list_snapshots(&self) -> Result<impl Future<Output = Result<Vec<Snapshot>, String>> + use<>, String> {
-        let jobs = self.jobs().map_err(|trouble| trouble.reason())?;
-        Ok(async move { jobs.list().await.map_err(|error| error.to_string()) })
+    /// The snapshots of a VM; `settled`: once QEMU has ended what an earlier gateway began. Its driver need not wait for
+    /// the answer.
+    pub(super) fn list_snapshots(
+        &self,
+        settled: bool,
+    ) -> Result<impl Future<Output = Result<Vec<Snapshot>, String>> + use<>, String> {
+        let images = self.images().map_err(Trouble::reason)?;
+        let jobs = self.machine.as_ref().map(|_| self.jobs()).transpose().map_err(Trouble::reason)?;
+        Ok(async move {
+            match jobs {
+                Some(jobs) if settled => jobs.list_settled().await.map_err(|error| error.to_string()),
+                Some(jobs) => jobs.list().await.map_err(|error| error.to_string()),
+                None => images.list().await.map_err(|error| error.to_string()),
+            }
+        })
     }
 
     /// Starts a QEMU, in place of the one there may be, and loads a state into it.
@@ -162,11 +195,17 @@ impl Driver {
         let qmp = machine.qmp().ok_or_else(|| Trouble::Failed("QEMU's monitor is closed".into()))?;
         Ok(Jobs { qmp, disks, deadline: self.host.config.deadlines.snapshot })
     }
+
+    fn images(&self) -> Result<Images, Trouble> {
+        let disks = snapshot::disks(&self.definition).map_err(Trouble::Refused)?;
+        let program = QemuImg::beside(&self.host.qemu);
+        Ok(Images { program, disks, deadline: self.host.config.deadlines.snapshot })
+    }
 }
 
 async fn save(jobs: Jobs, bus: Arc<BusShared>, tag: SnapshotTag, running: bool) -> Result<(), Trouble> {
-    if find(&jobs, &tag).await? {
-        return Err(Trouble::Refused(format!("there is a snapshot `{tag}` already")));
+    if find(&jobs, &tag).await?.is_some() {
+        return Err(is_there(&tag));
     }
     // A guest that stands still has nothing under way that could come to an end.
     let _at_rest = if running { Some(bus.quiesce(QuiesceReason::Save).await) } else { None };
@@ -174,13 +213,32 @@ async fn save(jobs: Jobs, bus: Arc<BusShared>, tag: SnapshotTag, running: bool) 
 }
 
 async fn delete(jobs: Jobs, tag: SnapshotTag) -> Result<(), Trouble> {
-    require(&jobs, &tag).await?;
+    find(&jobs, &tag).await?.ok_or_else(|| is_not_there(&tag))?;
     unless_closed(jobs.delete(&tag)).await
+}
+
+async fn save_images(images: Images, tag: SnapshotTag) -> Result<(), Trouble> {
+    if find_on(&images, &tag).await?.is_some() {
+        return Err(is_there(&tag));
+    }
+    images.save(&tag).await.map_err(refused)
+}
+
+async fn delete_images(images: Images, tag: SnapshotTag) -> Result<(), Trouble> {
+    find_on(&images, &tag).await?.ok_or_else(|| is_not_there(&tag))?;
+    images.delete(&tag).await.map_err(refused)
+}
+
+async fn restore(images: Images, tag: SnapshotTag) -> Result<(), Trouble> {
+    images.restore(&tag).await.map_err(refused)
 }
 
 /// Loads a state into processors that run or stand still, and lets them `resume` or not.
 async fn load(jobs: Jobs, bus: Arc<BusShared>, tag: SnapshotTag, resume: bool) -> Result<(), Trouble> {
-    require(&jobs, &tag).await?;
+    let found = find(&jobs, &tag).await?.filter(Snapshot::is_whole).ok_or_else(|| is_not_there(&tag))?;
+    if found.size == 0 {
+        return Err(Trouble::Refused(format!("the snapshot `{tag}` has no memory, only disks")));
+    }
     // QEMU would stop and resume them by itself; but what concerns the older state shall be known before it runs.
     unless_closed(jobs.qmp.execute("stop", json!({}))).await?;
     let _at_rest = bus.quiesce(QuiesceReason::Load).await;
@@ -190,18 +248,36 @@ async fn load(jobs: Jobs, bus: Arc<BusShared>, tag: SnapshotTag, resume: bool) -
     if resume { unless_closed(jobs.qmp.execute("cont", json!({}))).await } else { Ok(()) }
 }
 
-async fn require(jobs: &Jobs, tag: &SnapshotTag) -> Result<(), Trouble> {
-    if find(jobs, tag).await? { Ok(()) } else { Err(Trouble::Refused(format!("there is no snapshot `{tag}`"))) }
-}
-
-async fn find(jobs: &Jobs, tag: &SnapshotTag) -> Result<bool, Trouble> {
-    let mut found = false;
+async fn find(jobs: &Jobs, tag: &SnapshotTag) -> Result<Option<Snapshot>, Trouble> {
+    let mut found = None;
     unless_closed(async {
-        found = jobs.list().await?.iter().any(|snapshot| snapshot.tag == *tag);
+        found = jobs.list().await?.into_iter().find(|snapshot| snapshot.tag == *tag);
         Ok(())
     })
     .await?;
     Ok(found)
+}
+
+async fn find_on(images: &Images, tag: &SnapshotTag) -> Result<Option<Snapshot>, Trouble> {
+    let found = images.list().await.map_err(refused)?;
+    Ok(found.into_iter().find(|snapshot| snapshot.tag == *tag))
+}
+
+async fn require_on(images: &Images, tag: &SnapshotTag) -> Result<(), Trouble> {
+    let found = find_on(images, tag).await?.filter(Snapshot::is_whole);
+    found.map(drop).ok_or_else(|| is_not_there(tag))
+}
+
+fn is_there(tag: &SnapshotTag) -> Trouble {
+    Trouble::Refused(format!("there is a snapshot `{tag}` already"))
+}
+
+fn is_not_there(tag: &SnapshotTag) -> Trouble {
+    Trouble::Refused(format!("there is no snapshot `{tag}`"))
+}
+
+fn refused(error: DiskError) -> Trouble {
+    Trouble::Refused(error.to_string())
 }
 
 /// What QEMU says to a step. When it says nothing because it has gone, neither does this: the driver hears how it ended,

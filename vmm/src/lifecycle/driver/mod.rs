@@ -39,7 +39,9 @@ pub(crate) enum Message {
         path: PathBuf,
         reply: oneshot::Sender<Result<(), String>>,
     },
+    /// `settled`: once nothing of an earlier gateway is under way.
     Snapshots {
+        settled: bool,
         reply: oneshot::Sender<Result<Vec<Snapshot>, String>>,
     },
     /// Carry out `orders`; none: say how it is. An answer may be missing.
@@ -176,7 +178,7 @@ impl Driver {
                 }
             }
             Message::Screendump { path, reply } => answer_aside(reply, self.screendump(&path)),
-            Message::Snapshots { reply } => answer_aside(reply, self.list_snapshots()),
+            Message::Snapshots { settled, reply } => answer_aside(reply, self.list_snapshots(settled)),
             Message::Memory { orders, reply } => self.talk_of_memory(orders, reply),
         }
     }
@@ -220,6 +222,7 @@ impl Driver {
             Request::Delete => self.delete(),
             Request::SaveSnapshot { tag } => return self.begin_save(id, tag.clone()).err().map(Err),
             Request::LoadSnapshot { tag } => return self.begin_load(id, tag.clone()).await.err().map(Err),
+            Request::RestoreDisks { tag } => return self.begin_restore(id, tag.clone()).await.err().map(Err),
             Request::DeleteSnapshot { tag } => return self.begin_delete(id, tag.clone()).err().map(Err),
         })
     }

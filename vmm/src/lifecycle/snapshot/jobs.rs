@@ -10,12 +10,12 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use super::{Snapshot, SnapshotTag};
+use super::{Part, Snapshot, SnapshotDisk, SnapshotTag, assemble};
 use crate::engine::{Qmp, QmpError};
 
 const SAVE: &str = "snapshot-save";
@@ -36,17 +36,24 @@ const LOOK_AFTER: (Duration, Duration) = (Duration::from_millis(10), Duration::f
 #[derive(Debug, Clone)]
 pub(in crate::lifecycle) struct Jobs {
     pub(in crate::lifecycle) qmp: Arc<Qmp>,
-    /// The disks that belong to the state; the first keeps the memory, too.
-    pub(in crate::lifecycle) disks: Vec<String>,
+    /// The disks that belong to the state. The first keeps the memory, too.
+    pub(in crate::lifecycle) disks: Vec<SnapshotDisk>,
     /// How long each may take.
     pub(in crate::lifecycle) deadline: Duration,
 }
 
 impl Jobs {
-    /// The snapshots that the VM can go back to, oldest first.
+    /// The snapshots of the VM, oldest first.
     pub(in crate::lifecycle) async fn list(&self) -> Result<Vec<Snapshot>, QmpError> {
-        let nodes = self.qmp.execute("query-named-block-nodes", json!({ "flat": true })).await?;
-        Ok(snapshots(&nodes, &self.disks))
+        let nodes = self.nodes().await?;
+        Ok(assemble(self.disks.iter().map(|disk| (disk, parts(&nodes, &disk.node)))))
+    }
+
+    /// The same, once a job that an earlier gateway began has ended.
+    pub(in crate::lifecycle) async fn list_settled(&self) -> Result<Vec<Snapshot>, QmpError> {
+        let silent = || QmpError::TimedOut { command: "query-jobs".into(), deadline: self.deadline };
+        timeout(self.deadline, self.wait_for_others()).await.map_err(|_| silent())??;
+        self.list().await
     }
 
     /// Saves the state as it is now. Processors that run stand still until it is done.
@@ -80,11 +87,15 @@ impl Jobs {
     }
 
     async fn begin_and_follow(&self, command: &'static str, tag: &SnapshotTag) -> Result<(), QmpError> {
+        self.wait_for_others().await?;
         self.forget_concluded().await?;
         let id = format!("{JOB}{}", Uuid::new_v4());
-        let mut arguments = json!({ "job-id": id, "tag": tag, "devices": self.disks });
-        if command != DELETE {
-            arguments["vmstate"] = json!(self.disks.first());
+        let nodes: Vec<&str> = self.disks.iter().map(|disk| disk.node.as_str()).collect();
+        let mut arguments = json!({ "job-id": id, "tag": tag, "devices": nodes });
+        match command {
+            SAVE => arguments["vmstate"] = json!(nodes.first()),
+            LOAD => arguments["vmstate"] = json!(self.keeper_of(tag).await?),
+            _ => {}
         }
         self.execute(command, arguments).await?;
         let (mut wait, longest) = LOOK_AFTER;
@@ -99,6 +110,30 @@ impl Jobs {
             sleep(wait).await;
             wait = longest.min(2 * wait);
         }
+    }
+
+    /// The disk whose file has the memory of a snapshot: another may have been the first when it was saved.
+    async fn keeper_of(&self, tag: &SnapshotTag) -> Result<Option<&str>, QmpError> {
+        let nodes = self.nodes().await?;
+        let keeps = |node: &str| parts(&nodes, node).iter().any(|part| part.name == tag.as_str() && part.memory > 0);
+        let keeper = self.disks.iter().map(|disk| disk.node.as_str()).find(|node| keeps(node));
+        Ok(keeper.or(self.disks.first().map(|disk| disk.node.as_str())))
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeInfo>, QmpError> {
+        let nodes = self.execute("query-named-block-nodes", json!({ "flat": true })).await?;
+        Ok(entries(&nodes))
+    }
+
+    /// Waits until no job of ours is under way: one goes on when its gateway ends.
+    async fn wait_for_others(&self) -> Result<(), QmpError> {
+        let (mut wait, longest) = LOOK_AFTER;
+        let is_under_way = |job: &JobInfo| job.id.starts_with(JOB) && job.status != "concluded";
+        while self.jobs().await?.iter().any(is_under_way) {
+            sleep(wait).await;
+            wait = longest.min(2 * wait);
+        }
+        Ok(())
     }
 
     /// Clears up after a gateway that ended before its job did.
@@ -121,24 +156,20 @@ impl Jobs {
     }
 }
 
-/// What is a snapshot on each of `disks` and has a memory on the first.
-fn snapshots(nodes: &Value, disks: &[String]) -> Vec<Snapshot> {
-    let nodes: Vec<NodeInfo> = entries(nodes);
-    let of = |disk: &String| nodes.iter().find(|node| node.name.as_ref() == Some(disk));
-    let Some(first) = disks.first().and_then(of) else { return Vec::new() };
-    let everywhere = |name: &str| {
-        disks.iter().all(|disk| of(disk).is_some_and(|node| node.image.snapshots.iter().any(|info| info.name == name)))
-    };
-    let with_memory = first.image.snapshots.iter().filter(|info| info.size > 0 && everywhere(&info.name));
-    // Names that others gave and we would not are theirs.
-    let mut found: Vec<Snapshot> = with_memory.filter_map(SnapshotInfo::to_snapshot).collect();
-    found.sort_by_key(|snapshot| snapshot.taken);
-    found
+/// What the image of a node says of its snapshots.
+fn parts(nodes: &[NodeInfo], node: &str) -> Vec<Part> {
+    let image = nodes.iter().find(|info| info.name.as_deref() == Some(node)).map(|info| &info.image);
+    image.into_iter().flat_map(|image| &image.snapshots).filter_map(SnapshotInfo::to_part).collect()
 }
 
 /// The entries of a list that are what they should be.
 fn entries<T: for<'a> Deserialize<'a>>(list: &Value) -> Vec<T> {
     list.as_array().into_iter().flatten().filter_map(|entry| T::deserialize(entry).ok()).collect()
+}
+
+/// As [`entries`]: one that is strange does not hide the others.
+fn lenient<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SnapshotInfo>, D::Error> {
+    Ok(entries(&Value::deserialize(deserializer)?))
 }
 
 #[derive(Deserialize)]
@@ -157,7 +188,7 @@ struct NodeInfo {
 
 #[derive(Deserialize)]
 struct ImageInfo {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "lenient")]
     snapshots: Vec<SnapshotInfo>,
 }
 
@@ -173,10 +204,10 @@ struct SnapshotInfo {
 }
 
 impl SnapshotInfo {
-    fn to_snapshot(&self) -> Option<Snapshot> {
+    fn to_part(&self) -> Option<Part> {
         let since = Duration::from_secs(self.seconds).checked_add(Duration::from_nanos(self.nanoseconds.into()))?;
         let taken = SystemTime::UNIX_EPOCH.checked_add(since)?;
-        Some(Snapshot { tag: self.name.parse().ok()?, taken, size: self.size })
+        Some(Part { name: self.name.clone(), memory: self.size, taken })
     }
 }
 
@@ -204,6 +235,7 @@ mod tests {
                 job["id"] = id.clone();
                 json!([{ "id": "another", "status": "running" }, job])
             }
+            "query-named-block-nodes" => json!([]),
             "job-dismiss" => {
                 id = Value::Null;
                 json!({})
@@ -215,7 +247,7 @@ mod tests {
             }
         });
         let (qmp, _) = Qmp::open(stream, DEADLINE).await.expect("opens");
-        Jobs { qmp: Arc::new(qmp), disks: vec!["image0".into(), "image2".into()], deadline: DEADLINE }
+        Jobs { qmp: Arc::new(qmp), disks: vec![disk("image0"), disk("image2")], deadline: DEADLINE }
     }
 
     #[tokio::test]
@@ -256,27 +288,37 @@ mod tests {
         assert_eq!(error.to_string(), "QEMU did not answer snapshot-delete within 0.1 s");
     }
 
+    #[tokio::test]
+    async fn a_job_of_an_earlier_gateway_is_waited_for() {
+        let mut looks = 0;
+        let stream = obliging_qemu(move |command, _| {
+            if command != "query-jobs" {
+                return json!([]);
+            }
+            looks += 1;
+            json!([{ "id": "fanlight-x", "status": if looks < 3 { "running" } else { "concluded" } }])
+        });
+        let (qmp, mut events) = Qmp::open(stream, DEADLINE).await.expect("opens");
+        let jobs = Jobs { qmp: Arc::new(qmp), disks: vec![disk("image0")], deadline: DEADLINE };
+        assert_eq!(jobs.list_settled().await.expect("listed"), []);
+        assert!(events.try_recv().is_err());
+    }
+
     #[test]
-    fn a_snapshot_is_on_all_disks_and_has_a_memory() {
-        let info = |name: &str, size: u64, seconds: u64| {
-            json!({ "id": "1", "name": name, "vm-state-size": size, "date-sec": seconds, "date-nsec": 5,
+    fn an_image_tells_its_snapshots_and_a_strange_one_nothing() {
+        let info = |name: &str, size: u64| {
+            json!({ "id": "1", "name": name, "vm-state-size": size, "date-sec": 10, "date-nsec": 5,
                     "vm-clock-sec": 1, "vm-clock-nsec": 2 })
         };
-        let disk = |name: &str, snapshots: Value| json!({ "node-name": name, "image": { "snapshots": snapshots } });
-        let first = json!([
-            info("new", 7, 20),
-            info("old", 9, 10),
-            info("disk only", 0, 1),
-            info("half", 3, 1),
-            info("\n", 3, 1)
-        ]);
-        let second = json!([info("old", 0, 10), info("new", 0, 20), info("disk only", 0, 1), info("\n", 0, 1)]);
-        let nodes = json!([disk("image2", second), { "node-name": "file" }, 5, disk("image0", first)]);
-        let found = snapshots(&nodes, &["image0".into(), "image2".into()]);
-        let names: Vec<(&str, u64)> = found.iter().map(|snapshot| (snapshot.tag.as_str(), snapshot.size)).collect();
-        assert_eq!(names, [("old", 9), ("new", 7)]);
-        assert_eq!(found[0].taken, SystemTime::UNIX_EPOCH + Duration::new(10, 5));
-        assert!(snapshots(&nodes, &["image1".into()]).is_empty());
-        assert!(snapshots(&json!({}), &["image0".into()]).is_empty());
+        let image = json!({ "snapshots": [info("a", 7), { "name": "half" }, info("b", 0)] });
+        let nodes = entries(&json!([{ "node-name": "file" }, 5, { "node-name": "image0", "image": image }]));
+        let found = parts(&nodes, "image0");
+        let taken = SystemTime::UNIX_EPOCH + Duration::new(10, 5);
+        assert_eq!(found[0], Part { name: "a".into(), memory: 7, taken });
+        assert!(parts(&nodes, "image1").is_empty() && parts(&entries(&json!({})), "image0").is_empty());
+    }
+
+    fn disk(node: &str) -> SnapshotDisk {
+        SnapshotDisk { node: node.into(), path: "/a".into() }
     }
 }

@@ -1,0 +1,237 @@
+//! `fanlight checkpoint`.
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use vmm::{Checkpoint, CheckpointTree, Job, NewCheckpoint};
+
+use super::Context;
+use super::job::Waiting;
+use super::output::{Cell, Colour, age, bytes};
+use crate::api::client::segment;
+use crate::api::model::Rename as NewName;
+use crate::problem::Problem;
+
+const HEADER: &[&str] = &["CHECKPOINT", "TAKEN", "KEEPS", "NOTES", "PROBLEM"];
+const HERE: &str = "you are here";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum CheckpointCommand {
+    Create(Create),
+    List(List),
+    Revert(Revert),
+    Delete(Delete),
+    Rename(Rename),
+}
+
+/// Keep the state of a VM: memory, devices and disks of one that is on, the disks of one that is off
+///
+/// A guest that runs stands still meanwhile, and runs on. All its writable disks must be qcow2 images.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  fanlight checkpoint create web01 --name 'before the update'\n  fanlight checkpoint create web01 --name clean --notes 'fresh from the installer'"
+)]
+pub(super) struct Create {
+    /// The VM: name or UUID
+    vm: String,
+    /// What to call it
+    #[arg(long)]
+    name: String,
+    /// What to remember of it
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    notes: String,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+/// Show the checkpoints of a VM as a tree, and where it is
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  fanlight checkpoint list web01\n  fanlight checkpoint list web01 --json")]
+pub(super) struct List {
+    /// The VM: name or UUID
+    vm: String,
+}
+
+/// Go back to a checkpoint; what the VM has done since is lost
+///
+/// With memory it runs on from there; with disks only it is off afterwards. Sessions stay connected.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  fanlight checkpoint revert web01 'before the update'")]
+pub(super) struct Revert {
+    /// The VM: name or UUID
+    vm: String,
+    /// The checkpoint
+    name: String,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+/// Delete a checkpoint; those after it and the VM itself stay as they are
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  fanlight checkpoint delete web01 'before the update'")]
+pub(super) struct Delete {
+    /// The VM: name or UUID
+    vm: String,
+    /// The checkpoint
+    name: String,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+/// Give a checkpoint another name
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  fanlight checkpoint rename web01 'before the update' 'kernel 6.12'")]
+pub(super) struct Rename {
+    /// The VM: name or UUID
+    vm: String,
+    /// The checkpoint
+    name: String,
+    /// What to call it
+    new: String,
+}
+
+impl CheckpointCommand {
+    pub(super) async fn run(self, context: &Context) -> Result<ExitCode, Problem> {
+        match self {
+            Self::Create(create) => create.run(context).await,
+            Self::List(List { vm }) => {
+                let tree: CheckpointTree = context.client.get(&path(&vm, "")).await?;
+                show(context, &tree);
+                Ok(ExitCode::SUCCESS)
+            }
+            Self::Revert(Revert { vm, name, waiting }) => {
+                let path = path(&vm, &format!("/{}/revert", segment(&name)));
+                let job: Job = context.client.post(&path, &()).await?;
+                waiting.follow(context, job, |_| format!("{vm} is back at `{name}`")).await
+            }
+            Self::Delete(Delete { vm, name, waiting }) => {
+                let job: Job = context.client.delete_for(&path(&vm, &format!("/{}", segment(&name)))).await?;
+                waiting.follow(context, job, |_| format!("checkpoint `{name}` of {vm} is deleted")).await
+            }
+            Self::Rename(Rename { vm, name, new }) => {
+                let body = NewName { name: new };
+                let path = path(&vm, &format!("/{}/rename", segment(&name)));
+                let tree: CheckpointTree = context.client.post(&path, &body).await?;
+                context.output.value(&tree, || format!("checkpoint `{name}` of {vm} is `{}`", body.name));
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+impl Create {
+    async fn run(self, context: &Context) -> Result<ExitCode, Problem> {
+        let Self { vm, name, notes, waiting } = self;
+        let new = NewCheckpoint { name: name.clone(), notes };
+        let job: Job = context.client.post(&path(&vm, ""), &new).await?;
+        waiting.follow(context, job, |_| format!("checkpoint `{name}` of {vm} is made")).await
+    }
+}
+
+fn show(context: &Context, tree: &CheckpointTree) {
+    context.output.table(tree, HEADER, rows(tree));
+    if let Some(unfinished) = &tree.unfinished {
+        context.output.note(unfinished);
+    }
+}
+
+/// The tree, line by line; where the VM is stands after the checkpoint that it came after.
+fn rows(tree: &CheckpointTree) -> Vec<Vec<Cell>> {
+    let mut rows = Vec::new();
+    branch(tree, None, "", &mut rows);
+    rows
+}
+
+/// A line below a checkpoint.
+enum Line<'a> {
+    Checkpoint(&'a Checkpoint),
+    Here,
+}
+
+fn branch(tree: &CheckpointTree, parent: Option<&Checkpoint>, indent: &str, rows: &mut Vec<Vec<Cell>>) {
+    let name = parent.map(|parent| &parent.name);
+    let children = tree.checkpoints.iter().filter(|checkpoint| checkpoint.parent.as_ref() == name);
+    let here = (tree.here.as_ref() == name).then_some(Line::Here);
+    let lines: Vec<Line<'_>> = children.map(Line::Checkpoint).chain(here).collect();
+    for (index, line) in lines.iter().enumerate() {
+        let is_last = index + 1 == lines.len();
+        let (twig, below) = match (parent, is_last) {
+            (None, _) => ("", ""),
+            (Some(_), false) => ("├─ ", "│  "),
+            (Some(_), true) => ("└─ ", "   "),
+        };
+        let label = format!("{indent}{twig}");
+        match line {
+            Line::Here => rows.push(vec![Cell::coloured(label + HERE, Colour::Green)]),
+            Line::Checkpoint(checkpoint) => {
+                rows.push(row(label, checkpoint));
+                branch(tree, Some(checkpoint), &format!("{indent}{below}"), rows);
+            }
+        }
+    }
+}
+
+fn row(label: String, checkpoint: &Checkpoint) -> Vec<Cell> {
+    let keeps = match (checkpoint.memory, checkpoint.size) {
+        (false, _) => "disks".to_owned(),
+        (true, None) => "memory".to_owned(),
+        (true, Some(size)) => format!("memory, {}", bytes(size)),
+    };
+    let by = if checkpoint.automatic { "by the clock" } else { "" };
+    let notes = if checkpoint.notes.is_empty() { by.to_owned() } else { checkpoint.notes.replace('\n', " ") };
+    vec![
+        (label + &checkpoint.name).into(),
+        format!("{} ago", age(checkpoint.taken)).into(),
+        keeps.into(),
+        notes.into(),
+        Cell::coloured(checkpoint.problem.clone().unwrap_or_default(), Colour::Red),
+    ]
+}
+
+fn path(vm: &str, rest: &str) -> String {
+    format!("/v1/vms/{}/checkpoints{rest}", segment(vm))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checkpoint(name: &str, parent: Option<&str>) -> Checkpoint {
+        Checkpoint {
+            name: name.into(),
+            notes: String::new(),
+            parent: parent.map(Into::into),
+            taken: 0,
+            automatic: false,
+            memory: true,
+            size: None,
+            here: false,
+            problem: None,
+        }
+    }
+
+    fn labels(tree: &CheckpointTree) -> Vec<String> {
+        rows(tree).iter().map(|row| row[0].text().to_owned()).collect()
+    }
+
+    #[test]
+    fn the_tree_shows_what_came_after_what_and_where_the_vm_is() {
+        let checkpoints = vec![
+            checkpoint("a", None),
+            checkpoint("b", Some("a")),
+            checkpoint("c", Some("b")),
+            checkpoint("d", Some("a")),
+            checkpoint("other", None),
+        ];
+        let mut tree = CheckpointTree { checkpoints, here: Some("b".into()), unfinished: None };
+        assert_eq!(labels(&tree), ["a", "├─ b", "│  ├─ c", "│  └─ you are here", "└─ d", "other"]);
+        tree.here = None;
+        assert_eq!(labels(&tree).last().map(String::as_str), Some("you are here"));
+    }
+
+    #[test]
+    fn without_checkpoints_the_vm_is_where_it_is() {
+        let tree = CheckpointTree { checkpoints: vec![], here: None, unfinished: None };
+        assert_eq!(labels(&tree), ["you are here"]);
+    }
+}
