@@ -12,7 +12,9 @@
 use std::time::{Duration, Instant};
 
 use super::MemorySettings;
-use crate::definition::{Definition, MemoryDevices};
+use crate::accelerator::AcceleratorReport;
+use crate::definition::{Accelerator, Definition, MemoryDevices};
+use crate::engine::Version;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -20,6 +22,8 @@ const GIB: u64 = 1 << 30;
 pub(crate) const BALLOON: &str = "balloon0";
 /// And the memory that is plugged in.
 pub(crate) const MORE: &str = "more";
+/// The first QEMU with Hyper-V's device.
+const HYPER_V_SINCE: Version = Version { major: 8, minor: 2 };
 /// virtio-mem plugs whole blocks; this is the least that Linux on x86 can make use of.
 const BLOCK: u64 = 2 * MIB;
 /// What a Linux guest takes as one; a part at the end of the device would never be used.
@@ -128,6 +132,15 @@ impl Hardware {
         let block = if self.settings.startup >= LARGE_GUEST { LARGE_GUEST_BLOCK } else { GUEST_BLOCK };
         self.settings.maximum.saturating_sub(self.settings.startup).next_multiple_of(block)
     }
+}
+
+/// Why this host has no devices for a guest whose memory is changed in Hyper-V's way; an unknown version may have them.
+pub(crate) fn hyper_v_obstacle(report: &AcceleratorReport, version: Option<Version>) -> Option<String> {
+    if report.accelerator != Accelerator::Kvm {
+        return Some(format!("memory with `devices = \"hyperv\"` needs KVM; {}", report.why));
+    }
+    let Version { major, minor } = version.filter(|version| *version < HYPER_V_SINCE)?;
+    Some(format!("memory with `devices = \"hyperv\"` needs QEMU 8.2, and this is {major}.{minor}"))
 }
 
 impl Orders {
@@ -267,6 +280,19 @@ mod tests {
         let amounts = Amounts { startup: 512 * MIB, left: 512 * MIB, plugged: 0, requested: 0, region: 0 };
         let orders = mover.orders(Instant::now(), 800 * MIB, LEAST, &amounts, MemoryDevices::HyperV);
         assert_eq!(orders, Orders { balloon: Some(800 * MIB), plugged: None });
+    }
+
+    #[test]
+    fn a_host_without_the_devices_of_windows_says_why() {
+        let report = |accelerator| AcceleratorReport { accelerator, why: "no /dev/kvm".into() };
+        let version = |major, minor| Some(Version { major, minor });
+        for fine in [None, version(8, 2), version(10, 0)] {
+            assert_eq!(hyper_v_obstacle(&report(Accelerator::Kvm), fine), None);
+            let why = hyper_v_obstacle(&report(Accelerator::Tcg), fine).expect("it cannot be");
+            assert!(why.ends_with("needs KVM; no /dev/kvm"), "{why}");
+        }
+        let why = hyper_v_obstacle(&report(Accelerator::Kvm), version(7, 2)).expect("too old");
+        assert!(why.ends_with("needs QEMU 8.2, and this is 7.2"), "{why}");
     }
 
     #[test]

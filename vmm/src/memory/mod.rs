@@ -41,7 +41,7 @@ pub(crate) use board::{Account, Board};
 pub(crate) use controller::run;
 pub use decision::{Decision, Plan, Reason};
 pub(crate) use exchange::{Facts, converse};
-pub(crate) use hardware::{BALLOON, Hardware, Orders};
+pub(crate) use hardware::{BALLOON, Hardware, Orders, hyper_v_obstacle};
 pub use policy::{Observation, Phase, Policy, Tuning};
 pub use pool::{HostMemory, PoolConfig};
 pub use view::{HostMemoryView, Reporter, VmMemoryView};

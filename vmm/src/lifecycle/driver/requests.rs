@@ -13,6 +13,7 @@ use crate::definition::{Accelerator, sync_folder};
 use crate::disks::{is_block_device, require_free};
 use crate::engine::{DISPLAY_DEVICE, Launch, MONITORS_IN_ORDER, QmpError, RuntimeFolder, arguments};
 use crate::lifecycle::machine::{Machine, Plan};
+use crate::memory::{Hardware, hyper_v_obstacle};
 
 impl Driver {
     pub(super) async fn start(&mut self) -> Result<(), Trouble> {
@@ -39,6 +40,11 @@ impl Driver {
         }
         let mut paths = self.definition.disks.iter().filter_map(|disk| disk.source.path());
         paths.try_for_each(require_free).map_err(Trouble::Failed)?;
+        if Hardware::of(&self.definition).is_some_and(|hardware| hardware.is_hyper_v())
+            && let Some(obstacle) = hyper_v_obstacle(&report, self.host.version().await)
+        {
+            return Err(Trouble::Failed(obstacle));
+        }
         let folder = RuntimeFolder::create(&self.runtime)
             .map_err(|error| Trouble::Failed(format!("runtime folder {}: {error}", self.runtime.display())))?;
         let launch = self.launch(report.accelerator).await;
