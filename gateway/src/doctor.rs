@@ -74,6 +74,7 @@ pub async fn examine(config: &Config, host: &Host) -> Report {
     if version.is_ok() {
         checks.push(display(&qemu).await);
         checks.push(accelerator(host).await);
+        checks.push(dynamic_memory(&qemu).await);
     }
     checks.push(disk_images().await);
     checks.extend([state_folder(config), memory(), descriptors(), certificate(config), users(config)]);
@@ -142,6 +143,25 @@ async fn accelerator(host: &Host) -> Check {
     } else {
         check.mend("switch virtualisation on in the firmware, and see that /dev/kvm can be opened (group kvm)")
     }
+}
+
+async fn dynamic_memory(qemu: &Path) -> Check {
+    let listed = run(qemu, &["-device", "help"]).await.unwrap_or_default();
+    memory_devices(&listed)
+}
+
+/// Judges QEMU's list of devices: `name "virtio-mem-pci", bus PCI`.
+fn memory_devices(listed: &str) -> Check {
+    const DEVICES: [&str; 3] = ["virtio-balloon-pci", "virtio-mem-pci", "hv-balloon"];
+    let is_there = |device: &&str| listed.contains(&format!("name \"{device}\""));
+    let (there, missing): (Vec<_>, Vec<_>) = DEVICES.into_iter().partition(is_there);
+    if missing.is_empty() {
+        let meaning = "VMs can be given memory as they need it; hv-balloon, for Windows, works on KVM only";
+        return Check::new("guest memory", Level::Good, there.join(", "), meaning);
+    }
+    let meaning = "VMs with dynamic memory that want these devices do not start";
+    Check::new("guest memory", Level::Poor, format!("no {}", missing.join(", ")), meaning)
+        .mend("apt-get install -t bookworm-backports qemu-system-x86")
 }
 
 async fn disk_images() -> Check {
@@ -250,5 +270,15 @@ mod tests {
         assert_eq!(judge("QEMU emulator version 7.2.17 (Debian 1:7.2+dfsg-7)"), Level::Poor);
         assert_eq!(judge("QEMU emulator version 5.2.0"), Level::Missing);
         assert_eq!(judge("something else"), Level::Poor);
+    }
+
+    #[test]
+    fn devices_for_dynamic_memory_are_found_in_a_list() {
+        let debian = "name \"hv-balloon\", bus vmbus\nname \"virtio-balloon-pci\", bus PCI, alias \"virtio-balloon\"\n\
+                      name \"virtio-mem-pci\", bus PCI\n";
+        assert_eq!(memory_devices(debian).level, Level::Good);
+        let old = memory_devices(&debian.replace("hv-balloon", "hv-syndbg"));
+        assert_eq!((old.level, old.found.as_str()), (Level::Poor, "no hv-balloon"));
+        assert_eq!(memory_devices("").level, Level::Poor);
     }
 }
