@@ -12,11 +12,11 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 use report::Report;
-use workloads::{boot, bus, codecs, dynamic_memory, first_picture, glyph, idle, memory, stalled};
+use workloads::{boot, bus, codecs, dynamic_memory, first_picture, glyph, idle, memory, stalled, vmm};
 
 /// Every workload, in the order in which they run.
-const NAMES: [&str; 9] =
-    ["codecs", "bus", "first-picture", "glyph", "idle", "memory", "stalled", "dynamic-memory", "boot"];
+const NAMES: [&str; 10] =
+    ["codecs", "bus", "first-picture", "glyph", "idle", "memory", "stalled", "dynamic-memory", "vmm", "boot"];
 
 fn main() -> ExitCode {
     if let Some(ended) = bus::serve_if_peer() {
@@ -62,6 +62,7 @@ async fn measure(name: &str) -> Result<Report> {
         "memory" => memory::run().await,
         "dynamic-memory" => dynamic_memory::run().await,
         "stalled" => stalled::run().await,
+        "vmm" => vmm::run().await,
         _ => boot::run().await,
     }
 }

@@ -16,6 +16,7 @@ mod login;
 mod memory;
 mod modes;
 mod resize;
+mod storage_move;
 mod touch;
 mod world;
 
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         touch::journeys(),
         touch::headless_journeys(),
         modes::journeys(),
+        storage_move::journeys(),
         login::journeys(),
         command_line::journeys(),
     ];

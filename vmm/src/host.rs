@@ -32,6 +32,8 @@ pub struct HostConfig {
     pub jobs: PathBuf,
     /// The folder of what is known of checkpoints, one file per VM that has any.
     pub checkpoints: PathBuf,
+    /// The folder of the moves of disks that are under way, one file per move.
+    pub moves: PathBuf,
     /// The QEMU to run; `qemu-system-x86_64` on the path when none is named.
     pub qemu: Option<PathBuf>,
     /// How long things may take.
@@ -123,9 +125,9 @@ impl HostConfig {
     #[must_use]
     pub fn new(definitions: impl Into<PathBuf>, runtime: impl Into<PathBuf>) -> Self {
         let definitions = definitions.into();
-        let [jobs, checkpoints] = ["jobs", "checkpoints"].map(|name| definitions.with_file_name(name));
+        let [jobs, checkpoints, moves] = ["jobs", "checkpoints", "moves"].map(|name| definitions.with_file_name(name));
         let (deadlines, memory) = (Deadlines::default(), MemoryConfig::default());
-        Self { definitions, runtime: runtime.into(), jobs, checkpoints, qemu: None, deadlines, memory }
+        Self { definitions, runtime: runtime.into(), jobs, checkpoints, moves, qemu: None, deadlines, memory }
     }
 }
 
@@ -181,6 +183,7 @@ impl Host {
             // A driver that ended can only have panicked; its VM says so when it is asked.
             let _ = wait.await;
         }
+        host.disks().recover_moves().await;
         for vm in host.list() {
             checkpoints::take_over(&vm, &host.jobs);
         }
@@ -204,6 +207,21 @@ impl Host {
     #[must_use]
     pub fn disks(&self) -> Disks {
         Disks::new(self.clone(), &self.shared.qemu)
+    }
+
+    /// The folder of the moves that are under way.
+    pub(crate) fn moves(&self) -> &Path {
+        &self.shared.config.moves
+    }
+
+    /// The QEMU that is run.
+    pub(crate) fn qemu(&self) -> &Path {
+        &self.shared.qemu
+    }
+
+    /// The runtime folder of a VM.
+    pub(crate) fn runtime_of(&self, vm: Uuid) -> PathBuf {
+        self.shared.config.runtime.join(vm.to_string())
     }
 
     /// All VMs, by name.

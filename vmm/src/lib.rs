@@ -47,7 +47,7 @@ pub use definition::{
 };
 pub use disks::{
     BackingFile, BackingImage, BlockDevice, Convert, DiskError, Disks, ImageInfo, ImageSnapshot, ImageUser, Layout,
-    Made, NewImage, NewSize, Preallocation, Resize, TreeNode,
+    Made, MoveDisk, Moved, NewImage, NewSize, Preallocation, Resize, TreeNode,
 };
 pub use display::{Console, InputFull, Viewer};
 pub use host::{Deadlines, Host, HostConfig, HostError};

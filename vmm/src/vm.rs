@@ -9,11 +9,12 @@ use uuid::Uuid;
 
 use crate::bus::{BusPort, BusShared};
 use crate::checkpoints::{self, Keeper};
-use crate::definition::{Definition, DynamicMemory, InvalidDefinition};
+use crate::definition::{Definition, DefinitionFile, DynamicMemory, InvalidDefinition};
 use crate::display::{Console, Display};
 use crate::host::HostShared;
 use crate::lifecycle::{
-    Connections, Driver, Message, Request, RequestError, Snapshot, SnapshotTag, Status, VmState, snapshot_obstacle,
+    Connections, Driver, Hold, Holds, Message, Monitor, Request, RequestError, Snapshot, SnapshotTag, Status, Switch,
+    VmState, snapshot_obstacle,
 };
 use crate::memory::{Account, MemoryReport, MemorySettings, VmMemoryView};
 
@@ -35,7 +36,9 @@ pub(crate) struct WeakVm(Weak<VmShared>);
 
 #[derive(Debug)]
 struct VmShared {
-    definition: Arc<Definition>,
+    name: String,
+    uuid: Uuid,
+    definition: DefinitionFile,
     display: Arc<Display>,
     bus: Arc<BusShared>,
     memory: Arc<Account>,
@@ -47,19 +50,21 @@ struct VmShared {
 impl Vm {
     /// Starts the driver of a VM; the receiver hears when what was left of an earlier run has been dealt with.
     pub(crate) fn spawn(host: Arc<HostShared>, definition: Definition, file: PathBuf) -> (Self, oneshot::Receiver<()>) {
-        let definition = Arc::new(definition);
+        let (name, uuid) = (definition.name.clone(), definition.uuid);
         let display = Display::new(definition.monitors);
+        let definition = DefinitionFile::new(definition, file);
         let bus = BusShared::new();
         let (messages, receiver) = mpsc::channel(MAX_MESSAGES);
         let (status, watch) = watch::channel(Status::new(VmState::Created));
         let (ready, is_ready) = oneshot::channel();
-        let memory = host.memory.open(&definition, watch.clone(), messages.downgrade());
-        let checkpoints = Keeper::open(host.config.checkpoints.join(format!("{}.json", definition.uuid)));
-        let connections = Connections { display: display.clone(), bus: bus.clone(), memory: memory.clone() };
-        let driver = Driver::new(host, definition.clone(), file, connections, receiver, status);
-        let span = tracing::info_span!("vm", name = definition.name);
+        let memory = host.memory.open(&definition.current(), watch.clone(), messages.downgrade());
+        let checkpoints = Keeper::open(host.config.checkpoints.join(format!("{uuid}.json")));
+        let connections =
+            Connections { display: display.clone(), bus: bus.clone(), memory: memory.clone(), holds: Holds::default() };
+        let driver = Driver::new(host, definition.clone(), connections, receiver, status);
+        let span = tracing::info_span!("vm", name);
         tokio::spawn(driver.run(ready).instrument(span));
-        let shared = VmShared { definition, display, bus, memory, checkpoints, messages, status: watch };
+        let shared = VmShared { name, uuid, definition, display, bus, memory, checkpoints, messages, status: watch };
         (Self { shared: Arc::new(shared) }, is_ready)
     }
 
@@ -70,19 +75,19 @@ impl Vm {
     /// What people call it.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.shared.definition.name
+        &self.shared.name
     }
 
     /// What programs call it.
     #[must_use]
     pub fn uuid(&self) -> Uuid {
-        self.shared.definition.uuid
+        self.shared.uuid
     }
 
-    /// As its owner wants it.
+    /// As its owner wants it now.
     #[must_use]
     pub fn definition(&self) -> Arc<Definition> {
-        self.shared.definition.clone()
+        self.shared.definition.current()
     }
 
     /// What it is doing now.
@@ -239,7 +244,7 @@ impl Vm {
     ///
     /// When the definition says that its memory is always the same, or the settings cannot be.
     pub fn change_memory(&self, wanted: DynamicMemory) -> Result<(), InvalidDefinition> {
-        let definition = Definition { dynamic_memory: Some(wanted), ..Definition::clone(&self.shared.definition) };
+        let definition = Definition { dynamic_memory: Some(wanted), ..Definition::clone(&self.definition()) };
         definition.validate()?;
         self.shared.memory.change(definition.memory_settings())
     }
@@ -271,6 +276,36 @@ impl Vm {
     pub async fn screendump(&self, path: &Path) -> Result<(), String> {
         let path = std::path::absolute(path).map_err(|error| error.to_string())?;
         self.ask(|reply| Message::Screendump { path, reply }).await
+    }
+
+    /// Its definition, to be changed.
+    pub(crate) fn definition_file(&self) -> &DefinitionFile {
+        &self.shared.definition
+    }
+
+    /// Holds a disk, so that nothing happens that a move of it excludes; the monitor of its QEMU at that moment.
+    pub(crate) async fn hold_disk(&self, disk: &str) -> Result<(Hold, Monitor), String> {
+        let (reply, answer) = oneshot::channel();
+        let message = Message::HoldDisk { disk: disk.into(), reply };
+        self.shared.messages.send(message).await.map_err(|_| "the host has ended")?;
+        answer.await.map_err(|_| "the host has ended")?
+    }
+
+    /// The monitor of its QEMU; that of a VM whose host has ended is silent.
+    pub(crate) async fn monitor(&self) -> Monitor {
+        let (reply, answer) = oneshot::channel();
+        if self.shared.messages.send(Message::Monitor { reply }).await.is_err() {
+            return Monitor::Silent;
+        }
+        answer.await.unwrap_or(Monitor::Silent)
+    }
+
+    /// Does the last step of a move.
+    pub(crate) async fn switch_disk(&self, switch: Switch) -> Result<(), RequestError> {
+        let (reply, answer) = oneshot::channel();
+        let ended = RequestError::HostEnded { request: Request::SwitchDisk { disk: switch.disk.clone() } };
+        self.shared.messages.send(Message::Switch { switch, reply }).await.map_err(|_| ended.clone())?;
+        answer.await.map_err(|_| ended)?
     }
 
     /// Forgets it; [`Host::delete`](crate::Host::delete) takes it off the list, too.

@@ -10,3 +10,4 @@ pub(crate) mod idle;
 pub(crate) mod memory;
 mod page;
 pub(crate) mod stalled;
+pub(crate) mod vmm;

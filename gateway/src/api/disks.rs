@@ -8,10 +8,12 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Deserialize;
 use tracing::info;
-use vmm::{BlockDevice, Convert, DiskFormat, Disks, ImageInfo, Job, Made, NewImage, Preallocation, Resize, TreeNode};
+use vmm::{
+    BlockDevice, Convert, DiskFormat, Disks, ImageInfo, Job, Made, MoveDisk, NewImage, Preallocation, Resize, TreeNode,
+};
 
 use super::ApiContext;
-use super::error::{Answer, Body, Query};
+use super::error::{Answer, Body, Part, Query};
 use crate::problem::{Code, Problem};
 
 /// Which image.
@@ -67,6 +69,17 @@ pub(super) async fn resize(
 ) -> Answer<(StatusCode, Json<Made>)> {
     let made = context.session.host.disks().resize(request).await?;
     Ok((status(&made, StatusCode::OK), Json(made)))
+}
+
+pub(super) async fn move_disk(
+    State(context): State<Arc<ApiContext>>,
+    Part((vm, disk)): Part<(String, String)>,
+    Body(request): Body<MoveDisk>,
+) -> Answer<(StatusCode, Json<Job>)> {
+    let vm = context.vm(&vm)?;
+    let job = context.session.host.disks().move_disk(&vm, &disk, request).await?;
+    info!(vm = vm.name(), disk, job = job.id.0, "disk move begun");
+    Ok((StatusCode::ACCEPTED, Json(job)))
 }
 
 pub(super) async fn tree(

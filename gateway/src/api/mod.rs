@@ -15,6 +15,7 @@
 //! | `GET`, `POST /v1/vms/{vm}/checkpoints` | the tree of its checkpoints; make one, as a job |
 //! | `DELETE /v1/vms/{vm}/checkpoints/{name}` | delete one, as a job |
 //! | `POST /v1/vms/{vm}/checkpoints/{name}/{request}` | `revert`, as a job; `rename` |
+//! | `POST /v1/vms/{vm}/disks/{disk}/move` | move a disk to another place, while the VM runs too |
 //! | `GET`, `POST /v1/users` | list, add |
 //! | `DELETE /v1/users/{user}` | remove |
 //! | `GET`, `POST`, `DELETE /v1/disks` | describe (`?path=`), create, delete (`?path=`) a disk image |
@@ -87,6 +88,7 @@ pub fn router(context: Arc<ApiContext>) -> Router {
         .route("/v1/vms/{vm}/checkpoints/{name}/revert", post(checkpoints::revert))
         .route("/v1/vms/{vm}/checkpoints/{name}/rename", post(checkpoints::rename))
         .route("/v1/vms/{vm}/{request}", post(vms::request))
+        .route("/v1/vms/{vm}/disks/{disk}/move", post(disks::move_disk))
         .route("/v1/disks", get(disks::show).post(disks::create).delete(disks::delete))
         .route("/v1/disks/convert", post(disks::convert))
         .route("/v1/disks/resize", post(disks::resize))

@@ -10,6 +10,7 @@ use vmm::{
 };
 
 use super::Context;
+use super::disk_move::MoveToPlace;
 use super::disk_option::{absolute, word};
 use super::job::Waiting;
 use super::output::{age, bytes};
@@ -25,6 +26,7 @@ pub(super) enum Disk {
     Info(Info),
     Convert(ConvertImage),
     Resize(ResizeImage),
+    Move(MoveToPlace),
     Tree(Tree),
     Delete(Delete),
     Devices(Devices),
@@ -151,6 +153,7 @@ impl Disk {
             Self::Create(create) => return create.run(context).await,
             Self::Convert(convert) => return convert.run(context).await,
             Self::Resize(resize) => return resize.run(context).await,
+            Self::Move(order) => return order.run(context).await,
             Self::Info(Info { path, format }) => {
                 let info: ImageInfo = context.client.get(&query(&path, format)).await?;
                 context.output.value(&info, || describe(&info));

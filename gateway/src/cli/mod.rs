@@ -5,6 +5,7 @@ mod checkpoint;
 mod create;
 mod demo;
 mod disk;
+mod disk_move;
 mod disk_option;
 mod doctor;
 mod guest;

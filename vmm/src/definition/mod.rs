@@ -4,11 +4,13 @@
 //! * [`parse`](Definition::parse): text → [`Definition`], or [`DefinitionError`] with file, line and column,
 //! * `memory`: memory that is always the same, or follows the guest's need,
 //! * `check`, `check_disks`: what no value may say,
-//! * `write`: [`Definition`] → text, and the atomic replacement of a file.
+//! * `write`: [`Definition`] → text, and the atomic replacement of a file,
+//! * `file`: a definition that changes together with its file.
 
 mod check;
 mod check_disks;
 mod disk;
+mod file;
 mod memory;
 mod parse;
 mod source;
@@ -22,6 +24,7 @@ use uuid::Uuid;
 
 pub use check::InvalidDefinition;
 pub use disk::{Controllers, Disk, DiskBus, DiskCache, DiskFormat, IdeModel, ScsiModel};
+pub(crate) use file::DefinitionFile;
 pub use memory::{DynamicMemory, MEMORY_BUFFER, MEMORY_WEIGHT, MemoryDevices};
 pub use parse::DefinitionError;
 pub use source::{DiskSource, InvalidUrl, NbdServer, Remote, Tls};

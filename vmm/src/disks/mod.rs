@@ -9,7 +9,8 @@
 //! * `chain`: which image stands on which; pure,
 //! * `create`, `convert`, `resize`: making images, as jobs where it takes long,
 //! * `output`: files that are there whole or not at all,
-//! * `block_device`: the host's own disks.
+//! * `block_device`: the host's own disks,
+//! * `storage_move`: a VM's disk goes to another place, while it runs too.
 
 mod block_device;
 mod chain;
@@ -22,6 +23,7 @@ mod info;
 mod output;
 mod qemu_img;
 mod resize;
+mod storage_move;
 mod users;
 
 use std::collections::BTreeSet;
@@ -41,6 +43,7 @@ pub use info::{BackingImage, ImageInfo, ImageSnapshot};
 pub(crate) use info::{Described, describe};
 pub(crate) use qemu_img::{PercentReader, QemuImg};
 pub use resize::{NewSize, Resize};
+pub use storage_move::{MoveDisk, Moved};
 pub use users::ImageUser;
 
 use crate::definition::{DiskFormat, sync_folder};

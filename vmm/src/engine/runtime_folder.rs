@@ -150,7 +150,8 @@ impl RuntimeFolder {
         Some(text)
     }
 
-    fn listen(&self, name: &str) -> io::Result<UnixListener> {
+    /// A socket of that name; one that was there is removed.
+    pub(crate) fn listen(&self, name: &str) -> io::Result<UnixListener> {
         let path = self.socket_path(name);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -159,7 +160,8 @@ impl RuntimeFolder {
         UnixListener::bind(path)
     }
 
-    async fn connect(&self, name: &str) -> io::Result<UnixStream> {
+    /// Connects to the socket of that name. Waits as for the monitor.
+    pub(crate) async fn connect(&self, name: &str) -> io::Result<UnixStream> {
         loop {
             match UnixStream::connect(self.socket_path(name)).await {
                 // QEMU lets two wait (it calls listen(2) with 1). Of room for another the kernel tells only who blocks.
@@ -167,6 +169,12 @@ impl RuntimeFolder {
                 connected => return connected,
             }
         }
+    }
+
+    /// Removes a socket that nobody listens on any more.
+    pub(crate) fn remove(&self, name: &str) {
+        // The next who listens there does it otherwise.
+        let _ = fs::remove_file(self.socket_path(name));
     }
 
     fn socket_path(&self, name: &str) -> PathBuf {

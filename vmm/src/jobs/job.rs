@@ -28,6 +28,8 @@ pub enum JobKind {
     CheckpointRevert,
     /// Forgets a state of a VM.
     CheckpointDelete,
+    /// Moves a disk of a VM to another place.
+    DiskMove,
 }
 
 /// How far a job has come.
@@ -110,6 +112,8 @@ pub enum Unfinished {
     Stopped,
     /// It could not go on.
     Failed(String),
+    /// It goes on by itself when this gateway has ended; the next takes it over.
+    Left,
 }
 
 /// What is kept of a job on disk: itself, and what a later gateway needs to clear up after it.
@@ -143,6 +147,7 @@ impl fmt::Display for JobKind {
             Self::CheckpointCreate => "checkpoint-create",
             Self::CheckpointRevert => "checkpoint-revert",
             Self::CheckpointDelete => "checkpoint-delete",
+            Self::DiskMove => "disk-move",
         })
     }
 }

@@ -126,6 +126,21 @@ impl Jobs {
         Ok(job)
     }
 
+    /// Whether it is one on which nobody works, though it has not ended.
+    pub(crate) fn is_orphan(&self, id: JobId) -> bool {
+        self.registry().orphans().contains(&id)
+    }
+
+    /// Ends the programs that an earlier gateway left running for a job. Its files are in the hands of who adopts it.
+    pub(crate) async fn end_programs(&self, id: JobId) {
+        let leftovers = self.registry().get(id).map(|record| record.leftovers.clone()).unwrap_or_default();
+        let programs: Vec<_> = leftovers.into_iter().filter(|left| matches!(left, Leftover::Program { .. })).collect();
+        let cleared = tokio::task::spawn_blocking(move || leftover::clear(&programs)).await.unwrap_or_default();
+        for kept in &cleared.kept {
+            tracing::warn!(job = id.0, kept, "what is left of a job cannot be ended");
+        }
+    }
+
     /// Goes on with a job that an earlier gateway left unfinished; none when it has ended or somebody works on it.
     pub(crate) fn adopt<F, W>(&self, id: JobId, work: F) -> Option<()>
     where
@@ -144,6 +159,11 @@ impl Jobs {
             let outcome = match task.await {
                 Ok(Ok(result)) => Outcome::Done(result),
                 Ok(Err(Unfinished::Failed(reason))) => Outcome::Failed(reason),
+                Ok(Err(Unfinished::Left)) => {
+                    jobs.registry().release(id);
+                    jobs.changed();
+                    return;
+                }
                 Ok(Err(Unfinished::Stopped)) => Outcome::Stopped("the gateway stopped; nothing is left of it".into()),
                 // Whatever it was, it is ours, and the log has it.
                 Err(_) => Outcome::Failed("a mistake of Fanlight's ended it".into()),
@@ -197,7 +217,7 @@ impl Jobs {
         self.shared.changes.send_replace(true);
         let mut changes = self.shared.changes.subscribe();
         // The sender is ours: it does not go away.
-        let _ = changes.wait_for(|_| self.registry().list().iter().all(|job| job.state.is_final())).await;
+        let _ = changes.wait_for(|_| self.registry().is_idle()).await;
     }
 
     async fn begin(&self, new: NewJob) -> Result<JobHandle, JobsError> {
@@ -278,6 +298,16 @@ impl JobHandle {
     pub fn seal(&self) -> Result<(), Unfinished> {
         let stops = *self.jobs.shared.changes.borrow();
         if stops || !self.jobs.registry().seal(self.id) { Err(Unfinished::Stopped) } else { Ok(()) }
+    }
+
+    /// Whether somebody has cancelled it.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.jobs.get(self.id).is_some_and(|job| job.state == JobState::Cancelling)
+    }
+
+    /// Whether the gateway stops.
+    pub(crate) fn gateway_stops(&self) -> bool {
+        *self.jobs.shared.changes.borrow()
     }
 
     /// Waits until somebody cancels it, or the gateway stops. Cancel safe.

@@ -121,6 +121,18 @@ impl Registry {
         true
     }
 
+    /// Leaves a job to the next gateway.
+    pub(super) fn release(&mut self, id: JobId) {
+        if let Some(entry) = self.running(id) {
+            entry.owned = false;
+        }
+    }
+
+    /// Whether nobody works on anything.
+    pub(super) fn is_idle(&self) -> bool {
+        self.entries.values().all(|entry| !entry.owned || entry.record.job.state.is_final())
+    }
+
     /// Notes what is of no use unless the job ends well.
     pub(super) fn leave(&mut self, id: JobId, leftovers: &[Leftover]) {
         if let Some(entry) = self.running(id) {
@@ -323,6 +335,20 @@ mod tests {
             2 => Outcome::Stopped("stopped".into()),
             _ => Outcome::Interrupted("interrupted".into()),
         }
+    }
+
+    #[test]
+    fn a_job_is_adopted_once_and_left_to_the_next_gateway() {
+        let mut registry = Registry::default();
+        let id = registry.begin(new("a"), 5).expect("room");
+        assert!(!registry.adopt(id) && !registry.is_idle(), "it is ours");
+        registry.release(id);
+        assert!(registry.is_idle());
+        let mut next = Registry::restore(vec![registry.get(id).expect("there").clone()], 2);
+        assert!(next.adopt(id) && !next.adopt(id));
+        assert_eq!(next.orphans(), []);
+        next.finish(id, Outcome::Done(None), 6);
+        assert!(next.is_idle() && !next.adopt(id));
     }
 
     proptest! {

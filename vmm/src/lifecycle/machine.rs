@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::holds::Holds;
 use crate::bus::{BusMemory, BusShared, Plugged};
 use crate::definition::Bus;
 use crate::display::{Display, Link};
@@ -33,12 +34,13 @@ pub(super) struct Machine {
     _plugged: Plugged,
 }
 
-/// Those who look at a VM from outside, whichever QEMU it has.
+/// Those who look at a VM from outside or hold a part of it, whichever QEMU it has.
 #[derive(Debug, Clone)]
 pub(crate) struct Connections {
     pub(crate) display: Arc<Display>,
     pub(crate) bus: Arc<BusShared>,
     pub(crate) memory: Arc<Account>,
+    pub(crate) holds: Holds,
 }
 
 /// The QEMU to start.

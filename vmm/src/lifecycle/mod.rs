@@ -17,12 +17,14 @@
 //! * `machine`: one QEMU with all that hangs on it, while there is one.
 
 mod driver;
+mod holds;
 mod machine;
 mod request_queue;
 mod snapshot;
 mod state;
 
-pub(crate) use driver::{Driver, Message};
+pub(crate) use driver::{Driver, Message, Monitor, Switch};
+pub(crate) use holds::{Hold, Holds, Kind as HoldKind};
 pub(crate) use machine::Connections;
 pub(crate) use snapshot::obstacle as snapshot_obstacle;
 pub use snapshot::{InvalidTag, Snapshot, SnapshotTag};

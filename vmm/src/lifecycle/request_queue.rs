@@ -111,7 +111,7 @@ impl RequestQueue {
 fn decide(state: VmState, process: Process, request: &Request) -> Result<(VmState, Process), Refusal> {
     use Request::{
         Delete, DeleteSnapshot, LoadSnapshot, Pause, PowerOff, Reset, RestoreDisks, Resume, SaveSnapshot, Shutdown,
-        Start,
+        Start, SwitchDisk,
     };
     use VmState::{Created, Deleted, Failed, Paused, Running, Starting, Stopped, Stopping};
 
@@ -138,6 +138,8 @@ fn decide(state: VmState, process: Process, request: &Request) -> Result<(VmStat
 
         // Processors that stood still before a load stand still after it.
         (Running | Paused, SaveSnapshot { .. } | LoadSnapshot { .. } | DeleteSnapshot { .. }) => Ok((state, process)),
+        // It stands still for a moment, and is then as before.
+        (Running | Paused, SwitchDisk { .. }) => Ok((state, process)),
         // As for a start.
         (Created | Stopped | Failed, LoadSnapshot { .. }) => Ok((Running, Process::Alive)),
         (Running | Paused | Created | Stopped | Failed, RestoreDisks { .. }) => Ok((Stopped, Process::None)),
@@ -153,7 +155,8 @@ fn decide(state: VmState, process: Process, request: &Request) -> Result<(VmStat
             | SaveSnapshot { .. }
             | LoadSnapshot { .. }
             | RestoreDisks { .. }
-            | DeleteSnapshot { .. },
+            | DeleteSnapshot { .. }
+            | SwitchDisk { .. },
         ) => refuse("it is on its way to another state"),
         (Stopping, Shutdown) => refuse("it is on its way down already"),
 
@@ -162,14 +165,20 @@ fn decide(state: VmState, process: Process, request: &Request) -> Result<(VmStat
         (Starting | Running | Paused | Stopping, Delete) => refuse("it is on; power it off first"),
         (Failed, Delete) => refuse("its QEMU process still exists; power it off first"),
 
-        (Failed, Shutdown | Reset | Pause | Resume | SaveSnapshot { .. } | DeleteSnapshot { .. })
-            if process == Process::Alive =>
-        {
-            refuse("its QEMU process does not answer; power it off first")
-        }
+        (
+            Failed,
+            Shutdown | Reset | Pause | Resume | SaveSnapshot { .. } | DeleteSnapshot { .. } | SwitchDisk { .. },
+        ) if process == Process::Alive => refuse("its QEMU process does not answer; power it off first"),
         (
             Created | Stopped | Failed,
-            Shutdown | PowerOff | Reset | Pause | Resume | SaveSnapshot { .. } | DeleteSnapshot { .. },
+            Shutdown
+            | PowerOff
+            | Reset
+            | Pause
+            | Resume
+            | SaveSnapshot { .. }
+            | DeleteSnapshot { .. }
+            | SwitchDisk { .. },
         ) => refuse("it is off"),
     }
 }

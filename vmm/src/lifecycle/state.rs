@@ -68,13 +68,21 @@ pub enum Request {
         /// Its name.
         tag: SnapshotTag,
     },
+    /// Have a disk go on where it was copied to: the last step of a move.
+    SwitchDisk {
+        /// What the VM calls it.
+        disk: String,
+    },
 }
 
 impl Request {
     /// Whether it goes on beside others for as long as the disks take, and can be given up.
     pub(super) fn takes_long(&self) -> bool {
-        use Request::{DeleteSnapshot, LoadSnapshot, RestoreDisks, SaveSnapshot};
-        matches!(self, SaveSnapshot { .. } | LoadSnapshot { .. } | RestoreDisks { .. } | DeleteSnapshot { .. })
+        use Request::{DeleteSnapshot, LoadSnapshot, RestoreDisks, SaveSnapshot, SwitchDisk};
+        matches!(
+            self,
+            SaveSnapshot { .. } | LoadSnapshot { .. } | RestoreDisks { .. } | DeleteSnapshot { .. } | SwitchDisk { .. }
+        )
     }
 }
 
@@ -163,6 +171,7 @@ impl fmt::Display for Request {
             Self::LoadSnapshot { .. } => "load a snapshot of",
             Self::RestoreDisks { .. } => "restore the disks of",
             Self::DeleteSnapshot { .. } => "delete a snapshot of",
+            Self::SwitchDisk { .. } => "switch a disk of",
         })
     }
 }

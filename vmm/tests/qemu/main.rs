@@ -14,5 +14,6 @@ mod hardware;
 mod kit;
 mod lifecycle;
 mod memory;
+mod moves;
 mod snapshots;
 mod sources;

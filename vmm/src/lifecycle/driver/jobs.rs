@@ -35,7 +35,7 @@ pub(super) struct Job {
 
 /// What a job works on.
 #[derive(Debug, Clone, Copy)]
-enum Stage {
+pub(super) enum Stage {
     /// The VM as it was found.
     Found,
     /// A QEMU that was started for it; the state from before.
@@ -43,7 +43,7 @@ enum Stage {
 }
 
 impl Job {
-    fn new(
+    pub(super) fn new(
         id: RequestId,
         request: Request,
         stage: Stage,
@@ -165,7 +165,7 @@ impl Driver {
         resume: bool,
     ) -> Result<(), Trouble> {
         // Before anything is ended or started for it.
-        snapshot::disks(&self.definition).map_err(Trouble::Refused)?;
+        snapshot::disks(&self.definition.current()).map_err(Trouble::Refused)?;
         self.boot().await?;
         self.load_into(id, tag, Stage::Started { before }, resume)
     }
@@ -190,14 +190,14 @@ impl Driver {
     }
 
     fn jobs(&self) -> Result<Jobs, Trouble> {
-        let disks = snapshot::disks(&self.definition).map_err(Trouble::Refused)?;
+        let disks = snapshot::disks(&self.definition.current()).map_err(Trouble::Refused)?;
         let machine = self.machine.as_ref().ok_or_else(|| Trouble::Refused("it is off".into()))?;
         let qmp = machine.qmp().ok_or_else(|| Trouble::Failed("QEMU's monitor is closed".into()))?;
         Ok(Jobs { qmp, disks, deadline: self.host.config.deadlines.snapshot })
     }
 
     fn images(&self) -> Result<Images, Trouble> {
-        let disks = snapshot::disks(&self.definition).map_err(Trouble::Refused)?;
+        let disks = snapshot::disks(&self.definition.current()).map_err(Trouble::Refused)?;
         let program = QemuImg::beside(&self.host.qemu);
         Ok(Images { program, disks, deadline: self.host.config.deadlines.snapshot })
     }

@@ -1,10 +1,11 @@
 //! The one task that changes a VM.
 //!
-//! Here is its loop and its state; `requests` has what others ask, `jobs` what of it takes long, `happenings` what happens
-//! by itself.
+//! Here is its loop and its state; `requests` has what others ask, `jobs` what of it takes long, `moves` what a disk that
+//! moves needs, `happenings` what happens by itself.
 
 mod happenings;
 mod jobs;
+mod moves;
 mod requests;
 
 use std::collections::HashMap;
@@ -15,15 +16,17 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
+use super::holds::Hold;
 use super::machine::{Connections, Machine};
 use super::request_queue::{Process, RequestId, RequestQueue, Step};
 use super::snapshot::Snapshot;
 use super::state::{Request, RequestError, Status, VmState};
-use crate::definition::Definition;
+use crate::definition::DefinitionFile;
 use crate::host::HostShared;
 use crate::memory::{self, Facts, Orders};
 
 use jobs::Job;
+pub(crate) use moves::{Monitor, Switch};
 
 /// How soon a display or a monitor that was lost, or a QEMU that does not answer, is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -49,6 +52,17 @@ pub(crate) enum Message {
         orders: Option<Orders>,
         reply: oneshot::Sender<Option<Facts>>,
     },
+    HoldDisk {
+        disk: String,
+        reply: oneshot::Sender<Result<(Hold, Monitor), String>>,
+    },
+    Monitor {
+        reply: oneshot::Sender<Monitor>,
+    },
+    Switch {
+        switch: Switch,
+        reply: Reply,
+    },
 }
 
 type Reply = oneshot::Sender<Result<(), RequestError>>;
@@ -66,15 +80,14 @@ enum Trouble {
 /// A VM's driver.
 pub(crate) struct Driver {
     host: Arc<HostShared>,
-    definition: Arc<Definition>,
-    /// The file the definition is in.
-    file: PathBuf,
+    definition: DefinitionFile,
     runtime: PathBuf,
     connections: Connections,
     messages: mpsc::Receiver<Message>,
     status: watch::Sender<Status>,
     queue: RequestQueue,
     replies: HashMap<RequestId, Reply>,
+    switches: HashMap<RequestId, Switch>,
     next_id: u64,
     /// Who waits for the guest to go down, and until when.
     shutdowns: Vec<(Reply, Instant)>,
@@ -97,25 +110,24 @@ impl Trouble {
 impl Driver {
     pub(crate) fn new(
         host: Arc<HostShared>,
-        definition: Arc<Definition>,
-        file: PathBuf,
+        definition: DefinitionFile,
         connections: Connections,
         messages: mpsc::Receiver<Message>,
         status: watch::Sender<Status>,
     ) -> Self {
-        let runtime = host.config.runtime.join(definition.uuid.to_string());
+        let runtime = host.config.runtime.join(definition.current().uuid.to_string());
         let state = status.borrow().state;
         let next_heartbeat = Instant::now() + host.config.deadlines.heartbeat;
         Self {
             host,
             definition,
-            file,
             runtime,
             connections,
             messages,
             status,
             queue: RequestQueue::new(state, Process::None),
             replies: HashMap::new(),
+            switches: HashMap::new(),
             next_id: 0,
             shutdowns: Vec::new(),
             machine: None,
@@ -180,6 +192,10 @@ impl Driver {
             Message::Screendump { path, reply } => answer_aside(reply, self.screendump(&path)),
             Message::Snapshots { settled, reply } => answer_aside(reply, self.list_snapshots(settled)),
             Message::Memory { orders, reply } => self.talk_of_memory(orders, reply),
+            Message::HoldDisk { disk, reply } => self.hold_disk(&disk, reply),
+            // Nobody need wait for it.
+            Message::Monitor { reply } => drop(reply.send(self.monitor())),
+            Message::Switch { switch, reply } => self.submit_switch(switch, reply),
         }
     }
 
@@ -212,6 +228,9 @@ impl Driver {
     /// Carries out a request; none when it goes on as a job.
     async fn carry_out(&mut self, id: RequestId, request: &Request) -> Option<Result<(), Trouble>> {
         tracing::debug!(%request, "request");
+        if let Some(obstacle) = self.connections.holds.obstacle(request) {
+            return Some(Err(Trouble::Refused(obstacle)));
+        }
         Some(match request {
             Request::Start => self.start().await,
             Request::Shutdown => self.shut_down(id).await,
@@ -224,6 +243,7 @@ impl Driver {
             Request::LoadSnapshot { tag } => return self.begin_load(id, tag.clone()).await.err().map(Err),
             Request::RestoreDisks { tag } => return self.begin_restore(id, tag.clone()).await.err().map(Err),
             Request::DeleteSnapshot { tag } => return self.begin_delete(id, tag.clone()).err().map(Err),
+            Request::SwitchDisk { .. } => return self.begin_switch(id).err().map(Err),
         })
     }
 
@@ -243,6 +263,7 @@ impl Driver {
 
     fn answer(&mut self, id: RequestId, answer: Result<(), RequestError>) {
         // A shutdown that has begun is answered when the guest is down.
+        self.switches.remove(&id);
         if let Some(reply) = self.replies.remove(&id) {
             let _ = reply.send(answer);
         }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{Driver, RequestId, Trouble, VmState};
 use crate::accelerator::AcceleratorReport;
-use crate::definition::{Accelerator, sync_folder};
+use crate::definition::{Accelerator, Definition, sync_folder};
 use crate::disks::{is_block_device, require_free};
 use crate::engine::{DISPLAY_DEVICE, Launch, MONITORS_IN_ORDER, QmpError, RuntimeFolder, arguments};
 use crate::lifecycle::machine::{Machine, Plan};
@@ -30,29 +30,30 @@ impl Driver {
         self.connections.memory.begin_run();
         self.enter(VmState::Starting, None);
         self.disk_failure = None;
+        let definition = self.definition.current();
         if let Some(left) = self.machine.take() {
             left.end_by_force().await.map_err(Trouble::Failed)?;
         }
         let report = self.accelerator().await?;
         self.status.send_modify(|status| status.accelerator = Some(report.clone()));
-        if let Some(missing) = self.definition.missing_files() {
+        if let Some(missing) = definition.missing_files() {
             return Err(Trouble::Failed(missing));
         }
-        let mut paths = self.definition.disks.iter().filter_map(|disk| disk.source.path());
+        let mut paths = definition.disks.iter().filter_map(|disk| disk.source.path());
         paths.try_for_each(require_free).map_err(Trouble::Failed)?;
-        if Hardware::of(&self.definition).is_some_and(|hardware| hardware.is_hyper_v())
+        if Hardware::of(&definition).is_some_and(|hardware| hardware.is_hyper_v())
             && let Some(obstacle) = hyper_v_obstacle(&report, self.host.version().await)
         {
             return Err(Trouble::Failed(obstacle));
         }
         let folder = RuntimeFolder::create(&self.runtime)
             .map_err(|error| Trouble::Failed(format!("runtime folder {}: {error}", self.runtime.display())))?;
-        let launch = self.launch(report.accelerator).await;
+        let launch = self.launch(&definition, report.accelerator).await;
         let plan = Plan {
             qemu: &self.host.qemu,
-            arguments: &arguments(&self.definition, &launch),
-            allocator: launch.allocator(self.definition.monitors),
-            bus: self.definition.bus,
+            arguments: &arguments(&definition, &launch),
+            allocator: launch.allocator(definition.monitors),
+            bus: definition.bus,
         };
         let machine = Machine::start(plan, folder, &self.connections, self.host.config.deadlines).await;
         let machine = self.machine.insert(machine.map_err(Trouble::Failed)?);
@@ -64,16 +65,16 @@ impl Driver {
 
     async fn accelerator(&self) -> Result<AcceleratorReport, Trouble> {
         let asked = |accelerator| AcceleratorReport { accelerator, why: "the definition asks for it".into() };
-        Ok(match self.definition.accelerator {
+        Ok(match self.definition.current().accelerator {
             Accelerator::Auto => self.host.probe().await,
             accelerator => asked(accelerator),
         })
     }
 
-    async fn launch(&self, accelerator: Accelerator) -> Launch {
+    async fn launch(&self, definition: &Definition, accelerator: Accelerator) -> Launch {
         let block_devices =
-            self.definition.disks.iter().map(|disk| disk.source.path().is_some_and(is_block_device)).collect();
-        let version = if self.definition.monitors > MONITORS_IN_ORDER { self.host.version().await } else { None };
+            definition.disks.iter().map(|disk| disk.source.path().is_some_and(is_block_device)).collect();
+        let version = if definition.monitors > MONITORS_IN_ORDER { self.host.version().await } else { None };
         Launch { accelerator, block_devices, version }
     }
 
@@ -126,8 +127,8 @@ impl Driver {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Trouble::Refused(error.to_string())),
             _ => Ok(()),
         };
-        removed(fs::remove_file(&self.file))?;
-        if let Some(folder) = self.file.parent() {
+        removed(fs::remove_file(self.definition.path()))?;
+        if let Some(folder) = self.definition.path().parent() {
             removed(sync_folder(folder))?;
         }
         removed(fs::remove_dir_all(&self.runtime))?;

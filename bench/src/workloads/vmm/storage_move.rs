@@ -1,0 +1,250 @@
+//! Live Storage Move: 2 GiB between two files against `qemu-img convert` and `compare` of the same, and what the guest's
+//! writes take meanwhile.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use fanlight_tests::guest::Machine;
+use fanlight_tests::headless::keyboard::ENTER;
+use serde_json::{Value, json};
+
+use crate::report::{Report, median};
+use crate::world::World;
+
+const SIZE: u64 = 2 << 30;
+/// What the guest writes at a time, each with a flush.
+const BLOCK: u64 = 4096;
+/// How long it does before the disk moves.
+const BEFORE: Duration = Duration::from_secs(5);
+/// How often the disk is looked at for the next.
+const LOOK_EVERY: Duration = Duration::from_micros(200);
+const PATIENCE: Duration = Duration::from_secs(600);
+/// How often each of the ways to copy is measured.
+const ROUNDS: usize = 3;
+
+/// Measures it with both places raw, beside a guest that writes, and with both qcow2.
+pub(super) async fn measure(report: &mut Report) -> Result<()> {
+    let mut rows = Vec::new();
+    for format in ["raw", "qcow2"] {
+        eprintln!("storage move: {format}");
+        let took = run(format).await?;
+        let rate = |seconds: f64| SIZE as f64 / f64::from(1 << 20) / seconds;
+        let (convert, both) = (rate(took.convert), rate(took.convert + took.compare));
+        let (copy, whole) = (rate(took.copy), rate(took.whole));
+        rows.push(vec![
+            ("format", json!(format)),
+            ("convert, MiB/s", json!(convert.round())),
+            ("copy, MiB/s", json!(copy.round())),
+            ("convert and compare, MiB/s", json!(both.round())),
+            ("whole move, MiB/s", json!(whole.round())),
+            ("stood still, ms", took.stood_still.clone()),
+            ("foreign cores", json!(took.foreign)),
+        ]);
+        report.at_least(format!("{format}: copy against convert"), 100.0 * copy / convert, 80.0, "%");
+        report.at_least(format!("{format}: whole move against convert and compare"), 100.0 * whole / both, 80.0, "%");
+        if let Some((before, during)) = took.writes {
+            let words =
+                format!("{format}: 4 KiB written and flushed by the guest while it moves, against {before:.2} ms");
+            report.at_most(words, during / before, 2.0, "×");
+        }
+    }
+    report.table("storage move: 2 GiB of noise from file to file; all of it synced", rows);
+    Ok(())
+}
+
+/// What it took, in seconds.
+struct Measured {
+    convert: f64,
+    compare: f64,
+    copy: f64,
+    whole: f64,
+    /// Of the guest's writes, in milliseconds: before, and while the disk moved.
+    writes: Option<(f64, f64)>,
+    stood_still: Value,
+    foreign: f64,
+}
+
+/// When things happened.
+struct Times {
+    begun: Instant,
+    copied: Instant,
+    ended: Instant,
+    stood_still: Value,
+}
+
+async fn run(format: &str) -> Result<Measured> {
+    let folder = Folder::new()?;
+    let at = |name: &str| folder.0.join(name);
+    let source = at("source");
+    noise(&source)?;
+    if format != "raw" {
+        convert(&source, "raw", &at("other"), format)?;
+        fs::rename(at("other"), &source)?;
+    }
+    let (mut converts, mut compares) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let started = Instant::now();
+        convert(&source, format, &at("converted"), format)?;
+        File::open(at("converted"))?.sync_all()?;
+        converts.push(started.elapsed().as_secs_f64());
+        let started = Instant::now();
+        qemu_img(&["compare", "-q", "-f", format, "-F", format], &[&source, &at("converted")])?;
+        compares.push(started.elapsed().as_secs_f64());
+        fs::remove_file(at("converted"))?;
+    }
+    let script = at("script");
+    fs::write(&script, WRITER)?;
+    File::options().write(true).open(&script)?.set_len(1 << 20)?;
+    let table =
+        |path: &Path, format: &str| format!("[[disk]]\npath = {path:?}\nformat = {format:?}\nbus = \"virtio\"\n");
+    let tables = format!("{}{}", table(&script, "raw"), table(&source, format));
+    // The process does not live long.
+    let world = World::start_on("mover", Machine { tables: tables.leak(), ..Machine::default() })?;
+    let span = world.span()?;
+    let target = at(&format!("target.{format}"));
+    let (times, writes) = if format == "raw" {
+        let mut client = world.client("mover").await?;
+        client.type_text("sh /dev/vda &").await?;
+        client.tap(ENTER).await?;
+        beside_writes(&world, &source, &target)?
+    } else {
+        (moved(&world, &target)?, None)
+    };
+    Ok(Measured {
+        convert: median(&converts),
+        compare: median(&compares),
+        copy: (times.copied - times.begun).as_secs_f64(),
+        whole: (times.ended - times.begun).as_secs_f64(),
+        writes,
+        stood_still: times.stood_still,
+        foreign: span.foreign()?,
+    })
+}
+
+/// Writes blocks of one letter over the noise, from the front, each with a flush.
+const WRITER: &str = "until [ -b /dev/vdb ]; do :; done\n\
+    tr '\\0' x </dev/zero | dd of=/dev/vdb bs=4096 count=200000 oflag=dsync conv=notrunc iflag=fullblock\nexit\n";
+
+/// Moves the disk while the guest writes to it; the medians of its writes before and meanwhile.
+fn beside_writes(world: &World, source: &Path, target: &Path) -> Result<(Times, Option<(f64, f64)>)> {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| watch(source, &over));
+        let measured = first_write(source).and_then(|()| {
+            std::thread::sleep(BEFORE);
+            moved(world, target)
+        });
+        over.store(true, Ordering::Relaxed);
+        let seen = watcher.join().map_err(|_| anyhow!("the watcher broke"))??;
+        let times = measured?;
+        let between = |range: Range<Instant>| -> Vec<f64> {
+            let pairs = seen.windows(2).filter_map(|pair| <[Instant; 2]>::try_from(pair).ok());
+            let inside = pairs.filter(|[start, end]| *start >= range.start && *end <= range.end);
+            inside.map(|[start, end]| (end - start).as_secs_f64() * 1e3).collect()
+        };
+        let first = seen.first().copied().context("nothing is written")?;
+        let (before, during) = (between(first..times.begun), between(times.begun..times.ended));
+        ensure!(before.len() > 20 && during.len() > 20, "{} and {} writes are too few", before.len(), during.len());
+        let medians = (median(&before), median(&during));
+        Ok((times, Some(medians)))
+    })
+}
+
+fn first_write(disk: &Path) -> Result<()> {
+    let (file, deadline) = (File::open(disk)?, Instant::now() + PATIENCE);
+    while !is_written(&file, 0)? {
+        ensure!(Instant::now() < deadline, "the guest writes nothing");
+        std::thread::sleep(LOOK_EVERY);
+    }
+    Ok(())
+}
+
+/// When each block was there, until `over`.
+fn watch(disk: &Path, over: &AtomicBool) -> Result<Vec<Instant>> {
+    let (file, mut seen, mut block) = (File::open(disk)?, Vec::new(), 0);
+    while !over.load(Ordering::Relaxed) {
+        if is_written(&file, block)? {
+            seen.push(Instant::now());
+            block += 1;
+        } else {
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+    Ok(seen)
+}
+
+fn is_written(disk: &File, block: u64) -> Result<bool> {
+    let mut bytes = [0; 8];
+    disk.read_exact_at(&mut bytes, block * BLOCK)?;
+    Ok(bytes == *b"xxxxxxxx")
+}
+
+/// Moves the second disk.
+fn moved(world: &World, target: &Path) -> Result<Times> {
+    let api = world.gateway.api();
+    let begun = Instant::now();
+    let job = api.post("/v1/vms/mover/disks/disk1/move", &json!({ "target": target }))?;
+    let id = job["id"].as_u64().context("a job has a number")?;
+    let (mut revision, mut copied) = (0, None);
+    loop {
+        let job = api.get(&format!("/v1/jobs/{id}?after={revision}&wait=5"))?;
+        let now = Instant::now();
+        revision = job["revision"].as_u64().unwrap_or(0);
+        if matches!(job["step"].as_str(), Some("comparing" | "switching" | "releasing")) {
+            copied.get_or_insert(now);
+        }
+        match job["state"].as_str() {
+            Some("running") => ensure!(begun.elapsed() < PATIENCE, "the move takes too long: {job}"),
+            Some("done") => {
+                let stood_still = job["result"]["stood_still"].clone();
+                return Ok(Times { begun, copied: copied.unwrap_or(now), ended: now, stood_still });
+            }
+            _ => return Err(anyhow!("the move went wrong: {job}")),
+        }
+    }
+}
+
+fn convert(source: &Path, from: &str, target: &Path, to: &str) -> Result<()> {
+    qemu_img(&["convert", "-f", from, "-O", to], &[source, target])
+}
+
+fn qemu_img(words: &[&str], paths: &[&Path]) -> Result<()> {
+    let status = Command::new("qemu-img").args(words).args(paths).status().context("qemu-img does not run")?;
+    ensure!(status.success(), "qemu-img {words:?} ended with {status}");
+    Ok(())
+}
+
+/// Fills a file with what no format stores as nothing.
+fn noise(path: &Path) -> Result<()> {
+    let (mut file, mut random) = (File::create(path)?, File::open("/dev/urandom")?);
+    let mut piece = vec![0; 64 << 20];
+    random.read_exact(&mut piece)?;
+    for _ in 0..SIZE / (64 << 20) {
+        file.write_all(&piece)?;
+    }
+    Ok(file.sync_all()?)
+}
+
+/// A folder that goes with this value.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("fanlight-bench-move-{}", std::process::id()));
+        fs::create_dir(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
