@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::accelerator::{self, AcceleratorReport};
 use crate::checkpoints::{self, Checkpoints};
 use crate::definition::{Definition, DefinitionError, InvalidDefinition, replace_file};
-use crate::disks::Disks;
+use crate::disks::{Disks, lasting_name};
 use crate::engine::Version;
 use crate::jobs::{Jobs, JobsError};
 use crate::lifecycle::RequestError;
@@ -248,6 +248,7 @@ impl Host {
     pub async fn create(&self, mut definition: Definition) -> Result<Vm, HostError> {
         let _changing = self.machines.changing.lock().await;
         definition.settle();
+        definition.disks.iter_mut().for_each(|disk| lasting_name(&mut disk.source));
         definition.validate()?;
         if let Some(what) = self.taken(&definition) {
             let value = if what == "name" { definition.name } else { definition.uuid.to_string() };

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::bus::{BusPort, BusShared};
 use crate::checkpoints::{self, Keeper};
-use crate::definition::{Definition, DefinitionFile, DynamicMemory, InvalidDefinition};
+use crate::definition::{Definition, DefinitionFile, Disk, DiskSource, DynamicMemory, InvalidDefinition};
 use crate::display::{Console, Display};
 use crate::host::HostShared;
 use crate::lifecycle::{
@@ -247,6 +247,36 @@ impl Vm {
         let definition = Definition { dynamic_memory: Some(wanted), ..Definition::clone(&self.definition()) };
         definition.validate()?;
         self.shared.memory.change(definition.memory_settings())
+    }
+
+    /// Gives it another disk, in its definition and at once where that can be: when it is on, on a virtio controller of bus
+    /// "scsi". Elsewhere its guest has it from the next start on; then [`Status::next_start`] names it. The disk's name, if
+    /// it has none, is chosen.
+    ///
+    /// # Errors
+    ///
+    /// When the disk cannot be, its file is not there, its device is in use, or QEMU does not take it. The VM is as it was
+    /// then.
+    pub async fn attach_disk(&self, disk: Disk) -> Result<(), RequestError> {
+        self.request(Request::AttachDisk { disk: Box::new(disk) }).await
+    }
+
+    /// Takes the disk of that name or image from it, as [`attach_disk`](Self::attach_disk) gives it; the image stays.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such disk, or the guest does not let go of it.
+    pub async fn detach_disk(&self, id: &str) -> Result<(), RequestError> {
+        self.request(Request::DetachDisk { id: id.into() }).await
+    }
+
+    /// Puts another disc into the drive of that name, or none. With `force` whether the guest has locked the drive or not.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such drive, the disc is not there, or the guest does not let go of the one that is in.
+    pub async fn change_disc(&self, id: &str, source: DiskSource, force: bool) -> Result<(), RequestError> {
+        self.request(Request::ChangeDisc { id: id.into(), source: Box::new(source), force }).await
     }
 
     /// Its first screen, with keyboard and pointer.

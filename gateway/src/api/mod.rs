@@ -9,6 +9,8 @@
 //! | `GET`, `DELETE /v1/vms/{vm}` | show, delete |
 //! | `GET /v1/vms/{vm}/definition` | its definition, in TOML |
 //! | `GET /v1/vms/{vm}/screenshot` | what its screen shows, as PNG |
+//! | `GET`, `POST /v1/vms/{vm}/disks` | list, attach |
+//! | `POST /v1/vms/{vm}/disks/{disk}/detach`, `disc` | detach; put another disc, or none, into a drive |
 //! | `POST /v1/vms/{vm}/{request}` | `start`, `shutdown`, `reboot`, `stop`, `reset`, `pause`, `resume` |
 //! | `GET /v1/vms/{vm}/guest`, `POST /v1/vms/{vm}/guest/ping` | what its agent says; whether it answers |
 //! | `GET /v1/memory` | what each VM has and needs |
@@ -38,6 +40,7 @@ pub mod model;
 mod service;
 mod socket;
 pub mod users;
+mod vm_disks;
 mod vms;
 
 use std::sync::Arc;
@@ -87,6 +90,9 @@ pub fn router(context: Arc<ApiContext>) -> Router {
         .route("/v1/vms/{vm}/checkpoints/{name}", delete(checkpoints::delete))
         .route("/v1/vms/{vm}/checkpoints/{name}/revert", post(checkpoints::revert))
         .route("/v1/vms/{vm}/checkpoints/{name}/rename", post(checkpoints::rename))
+        .route("/v1/vms/{vm}/disks", get(vm_disks::list).post(vm_disks::attach))
+        .route("/v1/vms/{vm}/disks/{disk}/detach", post(vm_disks::detach))
+        .route("/v1/vms/{vm}/disks/{disk}/disc", post(vm_disks::change_disc))
         .route("/v1/vms/{vm}/{request}", post(vms::request))
         .route("/v1/vms/{vm}/disks/{disk}/move", post(disks::move_disk))
         .route("/v1/disks", get(disks::show).post(disks::create).delete(disks::delete))

@@ -1,7 +1,7 @@
 //! The JSON bodies of the API, for both ends.
 
 use serde::{Deserialize, Serialize};
-use vmm::NewImage;
+use vmm::{DiskBus, DiskCache, DiskFormat, NewImage};
 use zeroize::Zeroizing;
 
 use crate::bus::BusStatus;
@@ -148,6 +148,89 @@ pub struct CreateVm {
 pub struct Rename {
     /// The name.
     pub name: String,
+}
+
+/// A disk of a VM.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VmDisk {
+    /// What commands call it.
+    pub id: String,
+    /// The path or URL of its bytes; none in an empty drive.
+    pub source: Option<String>,
+    /// How they are laid out.
+    pub format: DiskFormat,
+    /// What it sits on.
+    pub bus: DiskBus,
+    /// Which controller of that bus, from 0.
+    pub controller: u8,
+    /// Its place on the controller; a virtio disk has none.
+    pub unit: Option<u8>,
+    /// The serial number that the guest reads.
+    pub serial: Option<String>,
+    /// Whether the guest may only read.
+    pub readonly: bool,
+    /// Whether it is a drive for discs.
+    pub cdrom: bool,
+    /// Whether the guest has it only from its next start on.
+    pub next_start: bool,
+}
+
+/// A disk to attach.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttachDisk {
+    /// The path or URL of its bytes; none for an empty drive.
+    #[serde(default)]
+    pub source: Option<String>,
+    /// How they are laid out; none means what the name tells, or raw.
+    #[serde(default)]
+    pub format: Option<DiskFormat>,
+    /// What it shall sit on.
+    pub bus: DiskBus,
+    /// Which controller of that bus, from 0.
+    #[serde(default)]
+    pub controller: u8,
+    /// Its place on the controller; none means the first that is free.
+    #[serde(default)]
+    pub unit: Option<u8>,
+    /// What commands shall call it; none means a name that is free.
+    #[serde(default)]
+    pub id: Option<String>,
+    /// The serial number that the guest reads.
+    #[serde(default)]
+    pub serial: Option<String>,
+    /// What the host keeps of it in memory.
+    #[serde(default)]
+    pub cache: DiskCache,
+    /// Whether the guest may only read.
+    #[serde(default)]
+    pub readonly: bool,
+    /// Whether it is a drive for discs.
+    #[serde(default)]
+    pub cdrom: bool,
+}
+
+/// A disk that was detached.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DetachedDisk {
+    /// What it was called.
+    pub id: String,
+    /// The path or URL of its bytes, which stay.
+    pub source: Option<String>,
+    /// Whether the guest has it until its next start.
+    pub next_start: bool,
+}
+
+/// What shall be in a drive for discs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeDisc {
+    /// The path or URL of the disc; none for an empty drive.
+    #[serde(default)]
+    pub source: Option<String>,
+    /// Whether the guest has locked the drive or not.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// A user as lists have it.

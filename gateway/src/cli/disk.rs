@@ -5,16 +5,17 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use vmm::{
-    BackingFile, BlockDevice, Convert, DiskFormat, ImageInfo, Job, Layout, Made, NewImage, NewSize, Preallocation,
-    Resize, TreeNode,
+    BackingFile, BlockDevice, Convert, DiskFormat, DiskSource, ImageInfo, Job, Layout, Made, NewImage, NewSize,
+    Preallocation, Resize, TreeNode,
 };
 
 use super::Context;
 use super::disk_move::MoveToPlace;
-use super::disk_option::{absolute, word};
+use super::disk_option::{absolute, parse_source, word};
 use super::job::Waiting;
 use super::output::{age, bytes};
 use super::size::parse_size;
+use super::vm_disk::{Attach, Detach, Eject, Insert, List};
 use crate::api::client::segment;
 use crate::problem::Problem;
 
@@ -30,6 +31,11 @@ pub(super) enum Disk {
     Tree(Tree),
     Delete(Delete),
     Devices(Devices),
+    List(List),
+    Attach(Attach),
+    Detach(Detach),
+    Insert(Insert),
+    Eject(Eject),
 }
 
 /// Create a disk image
@@ -39,6 +45,7 @@ Examples:
   fanlight disk create /srv/web01.qcow2 --size 20G
   fanlight disk create /srv/win.vhd --size 127G --fixed
   fanlight disk create /srv/web02.qcow2 --backing /srv/base.qcow2
+  fanlight disk create /srv/live.qcow2 --backing https://mirror.example/live.iso
   fanlight disk create /srv/db.img --size 100G --preallocation falloc")]
 pub(super) struct Create {
     /// The file; its name tells the format: .raw, .img, .qcow2, .vhd or .vhdx
@@ -52,9 +59,9 @@ pub(super) struct Create {
     /// As large as its disk from the beginning (vhd, vhdx)
     #[arg(long)]
     fixed: bool,
-    /// An image to stand on: the new one holds only what differs (qcow2)
-    #[arg(long, value_name = "FILE")]
-    backing: Option<PathBuf>,
+    /// An image to stand on, or its URL: the new one holds only what differs (qcow2)
+    #[arg(long, value_name = "FILE", value_parser = parse_source)]
+    backing: Option<DiskSource>,
     /// The format of that image, when its name does not tell
     #[arg(long, value_name = "FORMAT", requires = "backing", value_parser = word::<DiskFormat>)]
     backing_format: Option<DiskFormat>,
@@ -154,6 +161,11 @@ impl Disk {
             Self::Convert(convert) => return convert.run(context).await,
             Self::Resize(resize) => return resize.run(context).await,
             Self::Move(order) => return order.run(context).await,
+            Self::List(list) => list.run(context).await?,
+            Self::Attach(attach) => attach.run(context).await?,
+            Self::Detach(detach) => detach.run(context).await?,
+            Self::Insert(insert) => insert.run(context).await?,
+            Self::Eject(eject) => eject.run(context).await?,
             Self::Info(Info { path, format }) => {
                 let info: ImageInfo = context.client.get(&query(&path, format)).await?;
                 context.output.value(&info, || describe(&info));
@@ -184,7 +196,7 @@ impl Create {
             size: self.size,
             format: self.format,
             layout: layout(self.fixed),
-            backing: self.backing.map(|path| BackingFile { path: absolute(path), format: self.backing_format }),
+            backing: self.backing.map(|source| BackingFile { source, format: self.backing_format }),
             preallocation: self.preallocation,
         };
         let made: Made = context.client.post("/v1/disks", &image).await?;

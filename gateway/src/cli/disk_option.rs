@@ -1,6 +1,6 @@
 //! A disk as people write it: `path=FILE,size=20G,bus=scsi`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::de::DeserializeOwned;
 use vmm::{Disk, DiskBus, DiskCache, DiskFormat, DiskSource, Layout, NewImage, Preallocation};
@@ -77,12 +77,7 @@ pub(super) fn parse_source(text: &str) -> Result<DiskSource, String> {
 
 /// The format that the name tells; else the bytes are the disk's.
 pub(super) fn usual_format(source: &DiskSource) -> DiskFormat {
-    let named = match source {
-        DiskSource::Path(path) => DiskFormat::of_name(path),
-        DiskSource::Remote(vmm::Remote::Http { url }) => DiskFormat::of_name(Path::new(url)),
-        DiskSource::Remote(vmm::Remote::Nbd { .. }) | DiskSource::Empty => None,
-    };
-    named.unwrap_or(DiskFormat::Raw)
+    source.named_format().unwrap_or(DiskFormat::Raw)
 }
 
 /// The service has another working folder.

@@ -20,6 +20,7 @@ mod size;
 mod status;
 mod user;
 mod vm;
+mod vm_disk;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -192,3 +192,36 @@ impl Ends for Child {
         (status.code(), String::from_utf8(output.stderr).unwrap())
     }
 }
+
+#[test]
+fn a_vm_is_given_disks_and_discs_and_loses_them() {
+    let state = State::new();
+    let _service = state.serve();
+    let at = |name: &str| state.path().join(name).display().to_string();
+    let (data, disc) = (at("data.qcow2"), at("tools.iso"));
+    state.json(&format!("disk create {data} --size 20M"));
+    fs::write(&disc, vec![0; MIB]).unwrap();
+    state.json("vm create --name web01 --memory 64 --accelerator tcg --network none");
+    state.json("disk attach web01 empty --cdrom --bus ide --id cd");
+    state.json("vm start web01");
+
+    let attached = state.run(&format!("disk attach web01 {data}"));
+    assert_eq!(attached.stdout, format!("{data} is attached to web01 as disk1, on scsi 0:0\n"), "{attached:?}");
+    let inserted = state.run(&format!("disk insert web01 cd {disc}"));
+    assert_eq!(inserted.stdout, format!("{disc} is in cd of web01\n"), "{inserted:?}");
+    let list = state.json("disk list web01");
+    assert_eq!((&list[0]["source"], &list[0]["cdrom"], &list[0]["bus"]), (&disc.into(), &true.into(), &"ide".into()));
+    assert_eq!((&list[1]["format"], &list[1]["next_start"]), (&"qcow2".into(), &false.into()));
+    assert_eq!(state.run("disk eject web01 cd").stdout, "cd of web01 is empty\n");
+
+    let detached = state.run(&format!("disk detach web01 {data}"));
+    assert_eq!(detached.stdout, "disk1 is detached from web01\n", "{detached:?}");
+    let later = state.run(&format!("disk attach web01 {data} --bus ide --id later"));
+    assert!(later.stdout.ends_with("as later, on ide 0:1; its guest has it from the next start on\n"), "{later:?}");
+    assert_eq!(state.json("disk detach web01 later")["next_start"], false);
+    let unknown = state.run("disk detach web01 disk7");
+    assert!(unknown.code == 3 && unknown.stderr.contains("web01 has no disk `disk7`"), "{unknown:?}");
+    let definition = state.run("vm show web01 --definition").stdout;
+    assert!(definition.contains("id = \"cd\"") && !definition.contains("data.qcow2"), "{definition}");
+    state.json("vm stop web01");
+}

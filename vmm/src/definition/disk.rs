@@ -16,7 +16,7 @@ pub(crate) const MAX_CONTROLLERS: usize = 4;
 pub(crate) const MAX_DISK_ID: usize = 16;
 
 /// A disk of a VM, or a drive with or without a disc in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Disk {
     /// What commands and QEMU call it; no other disk of the VM is called the same. Empty until
     /// [`Definition::settle`] has chosen one.

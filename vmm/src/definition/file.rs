@@ -47,6 +47,20 @@ impl DefinitionFile {
         Ok(())
     }
 
+    /// Fails when somebody has written something else into the file since it was read: that is not to be overwritten.
+    pub(crate) fn require_unedited(&self) -> io::Result<()> {
+        let path = &self.shared.path;
+        match std::fs::read_to_string(path) {
+            Ok(text) if Definition::parse(&text, path).is_ok_and(|found| found == *self.current()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+            Ok(_) => {
+                let reason = "has been edited since the gateway read it; start the gateway again";
+                Err(io::Error::other(format!("{} {reason}", path.display())))
+            }
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Arc<Definition>> {
         self.shared.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -68,6 +82,11 @@ mod tests {
         assert_eq!(file.current().memory, 64);
         assert!(file.change(|definition| definition.memory = 0).is_err(), "a VM has memory");
         assert_eq!((file.current().memory, Definition::load(file.path()).expect("read").memory), (64, 64));
+        file.require_unedited().expect("it is as it was written");
+        let edited = Definition { memory: 128, ..Definition::clone(&file.current()) };
+        replace_file(file.path(), &edited.to_toml()).expect("edited by hand");
+        let error = file.require_unedited().expect_err("edited").to_string();
+        assert!(error.contains("has been edited"), "{error}");
         std::fs::remove_dir_all(&folder).expect("removed");
         assert!(file.change(|definition| definition.memory = 128).is_err(), "there is no folder");
         assert_eq!(file.current().memory, 64);

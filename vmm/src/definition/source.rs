@@ -8,13 +8,17 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::DiskFormat;
+
 /// The port of NBD servers that name none.
 const NBD_PORT: u16 = 10_809;
 /// Longest URL.
 const MAX_URL: usize = 4096;
 
 /// Where the bytes of a disk are.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum DiskSource {
     /// Nowhere: a drive without a disc.
     Empty,
@@ -25,7 +29,7 @@ pub enum DiskSource {
 }
 
 /// A disk on a server.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Remote {
     /// An export of an NBD server.
     Nbd {
@@ -44,7 +48,7 @@ pub enum Remote {
 }
 
 /// Where an NBD server is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum NbdServer {
     /// On a network.
     Tcp {
@@ -58,7 +62,7 @@ pub enum NbdServer {
 }
 
 /// How a connection is secured.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Tls {
     /// The folder of `ca-cert.pem`, and of `client-cert.pem` with `client-key.pem` where the server wants to know its
     /// clients; absolute.
@@ -82,6 +86,16 @@ impl DiskSource {
         }
     }
 
+    /// The format that the end of its name tells.
+    #[must_use]
+    pub fn named_format(&self) -> Option<DiskFormat> {
+        match self {
+            Self::Path(path) => DiskFormat::of_name(path),
+            Self::Remote(Remote::Http { url }) => DiskFormat::of_name(Path::new(url)),
+            Self::Remote(Remote::Nbd { .. }) | Self::Empty => None,
+        }
+    }
+
     /// Reads a path or a URL, as people write it.
     ///
     /// # Errors
@@ -89,6 +103,20 @@ impl DiskSource {
     /// When it looks like a URL and is none that is known here.
     pub fn of_words(text: &str) -> Result<Self, InvalidUrl> {
         if text.contains("://") { text.parse().map(Self::Remote) } else { Ok(Self::Path(text.into())) }
+    }
+}
+
+/// As [`of_words`](DiskSource::of_words) reads it; nothing is the empty text.
+impl Serialize for DiskSource {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if *self == Self::Empty { serializer.serialize_str("") } else { serializer.collect_str(self) }
+    }
+}
+
+impl<'de> Deserialize<'de> for DiskSource {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let words = String::deserialize(deserializer)?;
+        if words.is_empty() { Ok(Self::Empty) } else { Self::of_words(&words).map_err(serde::de::Error::custom) }
     }
 }
 

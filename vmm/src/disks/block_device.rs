@@ -9,6 +9,7 @@ use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use super::users::users_of;
+use crate::definition::DiskSource;
 
 /// A block device of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,6 +95,13 @@ impl Devices {
         })
     }
 
+    /// None for what is no block device, or has a name that stays already.
+    fn lasting_name(&self, path: &Path) -> Option<PathBuf> {
+        let in_order = path.starts_with(self.dev.join("disk")) || !is_block_device(path);
+        let device = fs::canonicalize(path).ok().filter(|_| !in_order)?;
+        self.stable_names(&device).into_iter().next()
+    }
+
     fn stable_names(&self, device: &Path) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.dev.join("disk/by-id")).into_iter().flatten().flatten();
         let links = entries.map(|entry| entry.path());
@@ -152,6 +160,15 @@ pub(crate) fn require_free(path: &Path) -> Result<(), String> {
         Ok(None) => Ok(()),
         Ok(Some(by)) => Err(format!("{} is in use: {by}", path.display())),
         Err(error) => Err(format!("{}: {error}", path.display())),
+    }
+}
+
+/// Makes the name of a block device one that stays, where there is such a name.
+pub(crate) fn lasting_name(source: &mut DiskSource) {
+    if let DiskSource::Path(path) = source
+        && let Some(name) = Devices::default().lasting_name(path)
+    {
+        *path = name;
     }
 }
 

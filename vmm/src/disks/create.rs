@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FallocateFlags;
 use serde::{Deserialize, Serialize};
 
+use super::info::describe;
 use super::output::{Output, claim};
 use super::qemu_img::Progress;
 use super::{DiskError, Disks, ImageInfo, Made, absolute, convert};
-use crate::definition::DiskFormat;
+use crate::definition::{DiskFormat, DiskSource, Remote};
 use crate::jobs::{JobHandle, JobKind, NewJob, Unfinished};
 
 /// Sectors: sizes are multiples of it.
@@ -76,8 +77,8 @@ pub enum Preallocation {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackingFile {
-    /// Where it is; absolute.
-    pub path: PathBuf,
+    /// Where it is: an absolute path, or a server that is only read from.
+    pub source: DiskSource,
     /// How it is laid out; none means what its VM or its name tells.
     #[serde(default)]
     pub format: Option<DiskFormat>,
@@ -90,8 +91,18 @@ struct Plan {
     size: u64,
     format: DiskFormat,
     layout: Layout,
-    backing: Option<(PathBuf, DiskFormat)>,
+    backing: Option<Below>,
     preallocation: Preallocation,
+}
+
+/// What an image to make stands on.
+#[derive(Debug, Clone)]
+struct Below {
+    /// A path or a URL.
+    name: String,
+    format: DiskFormat,
+    /// Bytes that a guest sees.
+    size: u64,
 }
 
 impl Disks {
@@ -123,26 +134,49 @@ impl Disks {
             Some(backing) => Some(self.backing(backing).await?),
             None => None,
         };
-        let size = image.size.or(backing.as_ref().map(|info| info.size));
+        let size = image.size.or(backing.as_ref().map(|below| below.size));
         let size = size.ok_or_else(|| DiskError::invalid("an image needs a size, or a backing file"))?;
         let plan = Plan {
             path: image.path,
             size: round_up(size),
             format,
             layout: image.layout,
-            backing: backing.map(|info| (info.path, info.format)),
+            backing,
             preallocation: image.preallocation,
         };
         plan.check().map_or(Ok(plan), |reason| Err(DiskError::Invalid(reason)))
     }
 
-    async fn backing(&self, backing: &BackingFile) -> Result<ImageInfo, DiskError> {
-        absolute(&backing.path)?;
-        let info = self.info(&backing.path, backing.format).await?;
+    async fn backing(&self, backing: &BackingFile) -> Result<Below, DiskError> {
+        let path = match &backing.source {
+            DiskSource::Empty => return Err(DiskError::invalid("an image cannot stand on nothing")),
+            DiskSource::Remote(remote) => return self.remote_backing(remote, backing).await,
+            DiskSource::Path(path) => path,
+        };
+        absolute(path)?;
+        let info = self.info(path, backing.format).await?;
+        let name = info.path.to_str().ok_or_else(|| DiskError::invalid("the path of a backing file must be UTF-8"))?;
         match info.users.iter().find(|user| user.writes) {
             Some(user) => Err(DiskError::InUse { path: info.path, by: user.in_words() }),
-            None => Ok(info),
+            None => Ok(Below { name: name.into(), format: info.format, size: info.size }),
         }
+    }
+
+    async fn remote_backing(&self, remote: &Remote, backing: &BackingFile) -> Result<Below, DiskError> {
+        let name = remote.to_string();
+        if let Remote::Nbd { tls: Some(_), .. } = remote {
+            let reason =
+                "an image cannot say which certificates its backing file needs; use the server as a disk itself";
+            return Err(DiskError::invalid(reason));
+        }
+        let unclear = || DiskError::UnclearFormat { path: (&name).into(), what: "its name does not tell".into() };
+        let format = backing.format.or_else(|| backing.source.named_format()).ok_or_else(unclear)?;
+        let described = describe(&self.program, Path::new(&name), format).await?;
+        // Its server could name any file of this host.
+        if described.backing.is_some() {
+            return Err(DiskError::invalid(format!("{name} stands on another image, which a server does not decide")));
+        }
+        Ok(Below { name, format, size: described.size })
     }
 
     async fn create_now(&self, plan: &Plan) -> Result<ImageInfo, DiskError> {
@@ -250,8 +284,8 @@ impl Plan {
         for option in options {
             arguments.extend(["-o".into(), option.into()]);
         }
-        if let Some((backing, format)) = &self.backing {
-            arguments.extend(["-b".into(), backing.into(), "-F".into(), format.driver().into()]);
+        if let Some(Below { name, format, .. }) = &self.backing {
+            arguments.extend(["-b".into(), name.into(), "-F".into(), format.driver().into()]);
         }
         arguments.extend(["--".into(), path.into(), self.size.to_string().into()]);
         arguments
@@ -339,7 +373,7 @@ mod tests {
             words(&Plan { layout: Layout::Fixed, preallocation: Preallocation::Falloc, ..plan(DiskFormat::Vhd) }),
             "create -q -f vpc -o force_size=on -o subformat=fixed -- /srv/a.vhd 1073741824"
         );
-        let backing = Some(("/srv/base,1.vhdx".into(), DiskFormat::Vhdx));
+        let backing = Some(Below { name: "/srv/base,1.vhdx".into(), format: DiskFormat::Vhdx, size: 1 << 30 });
         assert_eq!(
             words(&Plan { backing, preallocation: Preallocation::Metadata, ..plan(DiskFormat::Qcow2) }),
             "create -q -f qcow2 -o preallocation=metadata -b /srv/base,1.vhdx -F vhdx -- /srv/a.qcow2 1073741824"
@@ -357,7 +391,8 @@ mod tests {
         refused(Plan { size: 0, ..plan(DiskFormat::Raw) }, "cannot be 0");
         refused(Plan { size: MAX_VHD + 1, ..plan(DiskFormat::Vhd) }, "at most");
         refused(Plan { layout: Layout::Fixed, ..plan(DiskFormat::Qcow2) }, "reserve the space instead");
-        refused(Plan { backing: Some(("/b".into(), DiskFormat::Raw)), ..plan(DiskFormat::Vhdx) }, "take qcow2");
+        let backing = Some(Below { name: "/b".into(), format: DiskFormat::Raw, size: 1 });
+        refused(Plan { backing, ..plan(DiskFormat::Vhdx) }, "take qcow2");
         refused(Plan { preallocation: Preallocation::Metadata, ..plan(DiskFormat::Raw) }, "qcow2");
         refused(Plan { preallocation: Preallocation::Falloc, ..plan(DiskFormat::Vhdx) }, "only when it is fixed");
         assert_eq!((round_up(1), round_up(u64::MAX)), (512, u64::MAX));

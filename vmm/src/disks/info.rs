@@ -13,7 +13,7 @@ use super::format;
 use super::hyperv::{self, Kind};
 use super::qemu_img::QemuImg;
 use super::users::{ImageUser, users_of};
-use crate::definition::DiskFormat;
+use crate::definition::{DiskFormat, Remote};
 
 /// Longest chain of backing files that is followed; QEMU gets slow long before.
 pub(crate) const MAX_CHAIN: usize = 64;
@@ -147,6 +147,8 @@ async fn chain(program: &QemuImg, top: &Path, described: &Described) -> Vec<Back
     let mut seen = vec![top.to_path_buf()];
     while let Some(backing) = next.take() {
         let image = match backing.locate() {
+            // It is not asked: a server that is silent would make everybody wait who asks about the image.
+            _ if backing.is_remote() => backing.remote(),
             Ok((path, _)) if seen.contains(&path) => backing.broken("it stands on itself"),
             Ok(_) if images.len() == MAX_CHAIN => backing.broken("the chain is too long to be followed"),
             Ok((path, format)) => match describe(program, &path, format).await {
@@ -177,6 +179,16 @@ impl Backing {
 
     pub(crate) fn path(&self) -> Option<PathBuf> {
         self.name.starts_with('/').then(|| PathBuf::from(&self.name))
+    }
+
+    /// Whether a server has it.
+    fn is_remote(&self) -> bool {
+        self.name.parse::<Remote>().is_ok()
+    }
+
+    fn remote(&self) -> BackingImage {
+        let format = self.format.as_deref().and_then(DiskFormat::of_driver);
+        BackingImage { name: self.name.clone(), format, size: None, problem: None }
     }
 
     fn sound(&self, format: DiskFormat) -> BackingImage {

@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use block_device::BlockDevice;
-pub(crate) use block_device::{is_block_device, require_free};
+pub(crate) use block_device::{is_block_device, lasting_name, require_free};
 pub use chain::TreeNode;
 pub use convert::Convert;
 pub use create::{BackingFile, Layout, NewImage, Preallocation};

@@ -1,14 +1,24 @@
 //! Disks as QEMU is told of them, on its command line or while it runs: the same values.
 //!
-//! A disk has a *device*, which the guest sees and which is called by the disk's name for as long as the VM runs, and a
-//! *node*, which has the bytes. A disk that moves gets another node: so nodes are numbered.
+//! A disk has a *device*, which the guest sees, and a *node*, which has the bytes. Their names are made of the disk's own
+//! (`id` in the definition), and stay the same for as long as the disk is the same:
+//!
+//! | what | name | example |
+//! | --- | --- | --- |
+//! | device (`device_del`, `blockdev-open-tray`) | `ID` | `disk1` |
+//! | node of its format: what the guest reads and writes, what is mirrored and snapshotted | `ID.GENERATION` | `disk1.0` |
+//! | certificates of its server (`object-add`) | `tls-ID` | `tls-disk1` |
+//!
+//! A VM starts with generation 0 of each disk; a disk that moves and a drive that gets another disc have a node of the next
+//! generation. Which one is the disk's is what `query-block` shows at its device. An empty drive has no node. The node of the
+//! file below the format has no name of ours.
 
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use crate::definition::{
-    Controllers, Disk, DiskBus, DiskCache, DiskSource, IdeModel, NbdServer, Remote, ScsiModel, Tls,
+    Controllers, Disk, DiskBus, DiskCache, DiskFormat, DiskSource, IdeModel, NbdServer, Remote, ScsiModel, Tls,
 };
 
 /// How long requests wait for an NBD server that has gone before they fail, in seconds: a server that is started again is
@@ -26,6 +36,12 @@ pub(crate) fn node_name(disk: &str, generation: u32) -> String {
 pub(crate) fn parse_node_name(node: &str) -> Option<(&str, u32)> {
     let (disk, generation) = node.rsplit_once('.')?;
     Some((disk, generation.parse().ok()?))
+}
+
+/// The disk whose device QMP shows by that name: its own, or a path to the device or a part of it.
+pub(crate) fn parse_device_name(qdev: &str) -> &str {
+    let name = qdev.strip_prefix("/machine/peripheral/").unwrap_or(qdev);
+    name.split('/').next().unwrap_or(name)
 }
 
 /// What `blockdev-add` makes the node `name` of.
@@ -48,6 +64,10 @@ pub(crate) fn node(disk: &Disk, name: &str, is_block_device: impl Fn(&Path) -> b
         let cache = json!({ "direct": true, "no-flush": false });
         file.insert("cache".into(), cache.clone());
         node.insert("cache".into(), cache);
+    }
+    if matches!((&disk.source, disk.format), (DiskSource::Remote(_), DiskFormat::Qcow2 | DiskFormat::Vmdk)) {
+        // Which other files of this host are read is not the server's to say.
+        node.insert("backing".into(), Value::Null);
     }
     node.insert("file".into(), file.into());
     node.into()
@@ -162,7 +182,6 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::definition::DiskFormat;
 
     fn disk(bus: DiskBus) -> Disk {
         Disk { id: "data".into(), ..Disk::new(PathBuf::from("/a,b=\"c\".vhd"), DiskFormat::Vhd, bus) }
@@ -194,6 +213,8 @@ mod tests {
         let told = node(&remote("nbd+unix:///a?socket=/s"), "data.0", |_| false);
         assert_eq!(told["file"]["server"], json!({ "type": "unix", "path": "/s" }));
         assert_eq!(node(&remote("https://host/a.iso"), "data.0", |_| false)["file"]["driver"], "https");
+        let qcow2 = Disk { format: DiskFormat::Qcow2, ..remote("https://host/a.qcow2") };
+        assert_eq!(node(&qcow2, "data.0", |_| false).get("backing"), Some(&Value::Null));
     }
 
     #[test]
@@ -226,5 +247,7 @@ mod tests {
     fn names_lead_back_to_their_disks() {
         assert_eq!(parse_node_name(&node_name("disk1", 7)), Some(("disk1", 7)));
         assert_eq!(parse_node_name("#block123"), None);
+        assert_eq!(parse_device_name("/machine/peripheral/disk4/virtio-backend"), "disk4");
+        assert_eq!(parse_device_name("disk1"), "disk1");
     }
 }

@@ -18,7 +18,7 @@ pub(crate) use command_line::{
     BUS_CHARDEV, BUS_MEMORY_PCI_SLOT, BUS_PORT, DISPLAY_DEVICE, KEYBOARD_DEVICE, Launch, MONITORS_IN_ORDER,
     TABLET_DEVICE, arguments, cpu,
 };
-pub(crate) use disk::{node, node_name, parse_node_name, tls_name, tls_object};
+pub(crate) use disk::{device, node, node_name, parse_device_name, parse_node_name, tls_name, tls_object};
 pub(crate) use process::{BUS_MEMORY_FD, Exit, Inherited, Process};
 #[cfg(test)]
 pub(crate) use qmp::tests::obliging_qemu;

@@ -16,6 +16,7 @@
 //! * `driver`: the one task that changes anything,
 //! * `machine`: one QEMU with all that hangs on it, while there is one.
 
+mod disks;
 mod driver;
 mod holds;
 mod machine;

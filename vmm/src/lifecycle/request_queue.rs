@@ -110,8 +110,8 @@ impl RequestQueue {
 /// The whole of the rules: where `request` leads from here, or why it is refused.
 fn decide(state: VmState, process: Process, request: &Request) -> Result<(VmState, Process), Refusal> {
     use Request::{
-        Delete, DeleteSnapshot, LoadSnapshot, Pause, PowerOff, Reset, RestoreDisks, Resume, SaveSnapshot, Shutdown,
-        Start, SwitchDisk,
+        AttachDisk, ChangeDisc, Delete, DeleteSnapshot, DetachDisk, LoadSnapshot, Pause, PowerOff, Reset, RestoreDisks,
+        Resume, SaveSnapshot, Shutdown, Start, SwitchDisk,
     };
     use VmState::{Created, Deleted, Failed, Paused, Running, Starting, Stopped, Stopping};
 
@@ -160,6 +160,20 @@ fn decide(state: VmState, process: Process, request: &Request) -> Result<(VmStat
         ) => refuse("it is on its way to another state"),
         (Stopping, Shutdown) => refuse("it is on its way down already"),
 
+        // In the definition, and in QEMU if there is one.
+        (Created | Stopped | Running | Paused, AttachDisk { .. } | DetachDisk { .. } | ChangeDisc { .. }) => {
+            Ok((state, process))
+        }
+        (Failed, AttachDisk { .. } | DetachDisk { .. } | ChangeDisc { .. }) if process == Process::None => {
+            Ok((state, process))
+        }
+        (Starting | Stopping, AttachDisk { .. } | DetachDisk { .. } | ChangeDisc { .. }) => {
+            refuse("it is on its way to another state")
+        }
+        (Failed, AttachDisk { .. } | DetachDisk { .. } | ChangeDisc { .. }) => {
+            refuse("its QEMU process does not answer; power it off first")
+        }
+
         (Created | Stopped, Delete) => Ok((Deleted, Process::None)),
         (Failed, Delete) if process == Process::None => Ok((Deleted, Process::None)),
         (Starting | Running | Paused | Stopping, Delete) => refuse("it is on; power it off first"),
@@ -188,6 +202,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::definition::{Disk, DiskBus, DiskFormat, DiskSource};
 
     const STATES: [VmState; 8] = [
         VmState::Created,
@@ -213,7 +228,15 @@ mod tests {
             Request::LoadSnapshot { tag: tag() },
             Request::RestoreDisks { tag: tag() },
             Request::DeleteSnapshot { tag: tag() },
+            attach(),
+            Request::DetachDisk { id: "a".into() },
+            Request::ChangeDisc { id: "a".into(), source: Box::new(DiskSource::Empty), force: false },
         ]
+    }
+
+    fn attach() -> Request {
+        let disk = Disk::new(DiskSource::Empty, DiskFormat::Raw, DiskBus::Scsi);
+        Request::AttachDisk { disk: Box::new(disk) }
     }
 
     fn save() -> Request {
@@ -234,14 +257,14 @@ mod tests {
             let fits = |request: &Request| queue(state).submit(RequestId(0), request.clone()).is_ok();
             requests().into_iter().filter(fits).collect()
         };
-        let snapshots = requests().split_off(7);
-        let and_snapshots = |these: &[Request]| [these, snapshots.as_slice()].concat();
+        let others = requests().split_off(7);
+        let and_others = |these: &[Request]| [these, others.as_slice()].concat();
         use Request::{Delete, Pause, PowerOff, Reset, Resume, Shutdown, Start};
-        assert_eq!(allowed(VmState::Created), and_snapshots(&[Start, Delete]));
-        assert_eq!(allowed(VmState::Running), and_snapshots(&[Shutdown, PowerOff, Reset, Pause]));
-        assert_eq!(allowed(VmState::Paused), and_snapshots(&[PowerOff, Reset, Resume]));
-        assert_eq!(allowed(VmState::Stopped), and_snapshots(&[Start, Delete]));
-        assert_eq!(allowed(VmState::Failed), and_snapshots(&[Start, Delete]));
+        assert_eq!(allowed(VmState::Created), and_others(&[Start, Delete]));
+        assert_eq!(allowed(VmState::Running), and_others(&[Shutdown, PowerOff, Reset, Pause]));
+        assert_eq!(allowed(VmState::Paused), and_others(&[PowerOff, Reset, Resume]));
+        assert_eq!(allowed(VmState::Stopped), and_others(&[Start, Delete]));
+        assert_eq!(allowed(VmState::Failed), and_others(&[Start, Delete]));
         assert_eq!(allowed(VmState::Deleted), []);
     }
 

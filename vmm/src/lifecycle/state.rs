@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::snapshot::SnapshotTag;
 use crate::accelerator::AcceleratorReport;
+use crate::definition::{Disk, DiskSource};
 
 /// What a VM is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -73,6 +74,27 @@ pub enum Request {
         /// What the VM calls it.
         disk: String,
     },
+    /// Give it another disk.
+    AttachDisk {
+        /// Which, and where.
+        #[serde(skip)]
+        disk: Box<Disk>,
+    },
+    /// Take a disk from it; its image stays.
+    DetachDisk {
+        /// Its name.
+        id: String,
+    },
+    /// Put another disc into a drive, or none.
+    ChangeDisc {
+        /// The drive's name.
+        id: String,
+        /// The disc.
+        #[serde(skip)]
+        source: Box<DiskSource>,
+        /// Whether the guest has locked the drive or not.
+        force: bool,
+    },
 }
 
 impl Request {
@@ -97,6 +119,8 @@ pub struct Status {
     pub accelerator: Option<AcceleratorReport>,
     /// The QEMU process, while there is one.
     pub pid: Option<u32>,
+    /// The disks that its QEMU has otherwise than the definition, until it is started again.
+    pub next_start: Vec<String>,
     /// When the state was reached.
     #[serde(serialize_with = "as_unix_seconds")]
     pub since: SystemTime,
@@ -104,7 +128,7 @@ pub struct Status {
 
 impl Status {
     pub(crate) fn new(state: VmState) -> Self {
-        Self { state, reason: None, accelerator: None, pid: None, since: SystemTime::now() }
+        Self { state, reason: None, accelerator: None, pid: None, next_start: Vec::new(), since: SystemTime::now() }
     }
 }
 
@@ -172,6 +196,9 @@ impl fmt::Display for Request {
             Self::RestoreDisks { .. } => "restore the disks of",
             Self::DeleteSnapshot { .. } => "delete a snapshot of",
             Self::SwitchDisk { .. } => "switch a disk of",
+            Self::AttachDisk { .. } => "attach a disk to",
+            Self::DetachDisk { .. } => "detach a disk of",
+            Self::ChangeDisc { .. } => "change a disc of",
         })
     }
 }

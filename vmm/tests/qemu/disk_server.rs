@@ -1,13 +1,18 @@
 //! Servers that give disks out, and certificates for them.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::Arc;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose,
 };
+
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::kit::soon;
 
@@ -63,6 +68,47 @@ impl Drop for NbdServer {
         let _ = self.process.wait();
         let _ = fs::remove_file(&self.socket);
     }
+}
+
+/// A web server on loopback that gives out one file, and whole or in ranges. It ends with the test's runtime.
+pub(crate) async fn web_server(file: &Path) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let bytes: Arc<[u8]> = fs::read(file).expect("the file").into();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            // A client that goes away in between has what it wanted.
+            tokio::spawn(answer(stream, bytes.clone()));
+        }
+    });
+    format!("http://{address}/{}", file.file_name().expect("a name").display())
+}
+
+/// Answers one request, and closes the connection.
+async fn answer(stream: TcpStream, bytes: Arc<[u8]>) -> io::Result<()> {
+    let mut lines = BufReader::new(stream).lines();
+    let mut asked = Vec::new();
+    while let Some(line) = lines.next_line().await?.filter(|line| !line.is_empty()) {
+        asked.push(line.to_ascii_lowercase());
+    }
+    let range = asked.iter().find_map(|line| line.strip_prefix("range: bytes=")?.split_once('-'));
+    let (start, end) = range.unwrap_or(("0", ""));
+    let start = start.parse().unwrap_or(0).min(bytes.len());
+    let end = end.parse().map_or(bytes.len(), |last: usize| (last + 1).clamp(start, bytes.len()));
+    let status = if range.is_some() { "206 Partial Content" } else { "200 OK" };
+    let length = end - start;
+    let head = format!(
+        "HTTP/1.1 {status}\r\nAccept-Ranges: bytes\r\nContent-Length: {length}\r\n\
+         Content-Range: bytes {start}-{}/{}\r\nConnection: close\r\n\r\n",
+        end.saturating_sub(1),
+        bytes.len()
+    );
+    let mut stream = lines.into_inner().into_inner();
+    stream.write_all(head.as_bytes()).await?;
+    if asked.first().is_some_and(|line| line.starts_with("get")) {
+        stream.write_all(&bytes[start..end]).await?;
+    }
+    stream.shutdown().await
 }
 
 /// Makes `folder` with the certificates of a server in `server`, and those of its clients in `client`.

@@ -25,7 +25,11 @@ fn new(path: PathBuf, size: u64) -> NewImage {
 }
 
 fn over(path: PathBuf, backing: &Path) -> NewImage {
-    NewImage { size: None, backing: Some(BackingFile { path: backing.into(), format: None }), ..new(path, 0) }
+    NewImage {
+        size: None,
+        backing: Some(BackingFile { source: backing.to_path_buf().into(), format: None }),
+        ..new(path, 0)
+    }
 }
 
 fn convert(source: &Path, target: PathBuf) -> Convert {

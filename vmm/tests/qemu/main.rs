@@ -11,6 +11,7 @@ mod display;
 mod failures;
 mod guest_disk;
 mod hardware;
+mod hot_plug;
 mod kit;
 mod lifecycle;
 mod memory;

@@ -4,9 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use vmm::{Definition, Disk, DiskBus, DiskFormat, DiskSource, VmState};
+use vmm::{
+    BackingFile, Definition, Disk, DiskBus, DiskFormat, DiskSource, Layout, Made, NewImage, Preallocation, VmState,
+};
 
-use crate::disk_server::{NbdServer, certificates};
+use crate::disk_server::{NbdServer, certificates, web_server};
 use crate::guest_disk::TellTale;
 use crate::kit::{TestHost, console_guest, firmware, shell};
 
@@ -68,6 +70,34 @@ async fn a_guest_reads_and_writes_disks_of_servers_and_devices_of_the_host() {
     vm.power_off().await.expect("off");
     assert!(fs::read(&export).expect("there").starts_with(b"of a guest!"));
     drop(device.inspect(|_| assert!(fs::read(&backing).expect("there").starts_with(b"of a guest!"))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_of_a_web_server_is_only_read_and_written_to_in_an_image_that_stands_on_it() {
+    let host = TestHost::new().await;
+    let mut telltale = TellTale::new(&host);
+    let url = web_server(&image(&host, "live.raw", "of the web")).await;
+    let overlay = host.folder().join("overlay.qcow2");
+    let new = NewImage {
+        path: overlay.clone(),
+        size: None,
+        format: None,
+        layout: Layout::Dynamic,
+        backing: Some(BackingFile { source: remote(&url), format: None }),
+        preallocation: Preallocation::Off,
+    };
+    let Made::Image(info) = host.host().disks().create(new).await.expect("created") else { panic!("a job") };
+    assert_eq!((info.size, info.backing[0].name.as_str(), &info.backing[0].problem), (2 * MIB, url.as_str(), &None));
+    let direct = Disk { readonly: true, ..Disk::new(remote(&url), DiskFormat::Raw, DiskBus::Virtio) };
+    let disks = vec![telltale.disk(), Disk::new(overlay, DiskFormat::Qcow2, DiskBus::Virtio), direct];
+    let vm = host.host().create(Definition { disks, ..console_guest("web") }).await.expect("created");
+    vm.start().await.expect("starts");
+    shell(&vm.console()).await;
+    let read = "until [ -b /dev/vdc ]; do :; done; head -c 10 /dev/vdb; head -c 10 /dev/vdc";
+    assert_eq!(telltale.ask(&vm, read).await, "of the webof the web");
+    let written = "echo of a guest >/dev/vdb; sync; echo 3 >/proc/sys/vm/drop_caches; head -c 10 /dev/vdb";
+    assert_eq!(telltale.ask(&vm, written).await, "of a guest");
+    assert_eq!(telltale.ask(&vm, "head -c 10 /dev/vdc; cat /sys/block/vdc/ro").await, "of the web1");
 }
 
 #[tokio::test(flavor = "multi_thread")]

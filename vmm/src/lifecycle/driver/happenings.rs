@@ -55,6 +55,10 @@ impl Driver {
         }
         self.look().await;
         self.look_at_port().await;
+        if self.uncorrected && matches!(self.status.borrow().state, VmState::Running | VmState::Paused) {
+            self.uncorrected = false;
+            self.correct_disks().await;
+        }
         self.name_accelerator().await;
         self.attach_if_missing().await;
     }

@@ -1,8 +1,9 @@
 //! The one task that changes a VM.
 //!
-//! Here is its loop and its state; `requests` has what others ask, `jobs` what of it takes long, `moves` what a disk that
-//! moves needs, `happenings` what happens by itself.
+//! Here is its loop and its state; `requests` has what others ask, `disks` what of it is about disks, `jobs` what of it
+//! takes long, `moves` what a disk that moves needs, `happenings` what happens by itself.
 
+mod disks;
 mod happenings;
 mod jobs;
 mod moves;
@@ -96,6 +97,8 @@ pub(crate) struct Driver {
     job: Option<Job>,
     /// What a disk said before the processors stopped.
     disk_failure: Option<String>,
+    /// Whether an earlier gateway may have left QEMU with other disks than the definition has.
+    uncorrected: bool,
     next_heartbeat: Instant,
     next_attach: Option<Instant>,
 }
@@ -133,6 +136,7 @@ impl Driver {
             machine: None,
             job: None,
             disk_failure: None,
+            uncorrected: true,
             next_heartbeat,
             next_attach: None,
         }
@@ -244,6 +248,9 @@ impl Driver {
             Request::RestoreDisks { tag } => return self.begin_restore(id, tag.clone()).await.err().map(Err),
             Request::DeleteSnapshot { tag } => return self.begin_delete(id, tag.clone()).err().map(Err),
             Request::SwitchDisk { .. } => return self.begin_switch(id).err().map(Err),
+            Request::AttachDisk { disk } => self.attach_disk(disk).await,
+            Request::DetachDisk { id } => self.detach_disk(id).await,
+            Request::ChangeDisc { id, source, force } => self.change_disc(id, source, *force).await,
         })
     }
 
@@ -281,6 +288,9 @@ impl Driver {
                 status.since = SystemTime::now();
             }
             (status.state, status.reason, status.pid) = (state, reason, pid);
+            if pid.is_none() {
+                status.next_start.clear();
+            }
             !same
         });
         if state == VmState::Failed {

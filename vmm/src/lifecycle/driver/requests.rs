@@ -29,7 +29,7 @@ impl Driver {
         self.host.memory.admit(&self.connections.memory).map_err(Trouble::Refused)?;
         self.connections.memory.begin_run();
         self.enter(VmState::Starting, None);
-        self.disk_failure = None;
+        (self.disk_failure, self.uncorrected) = (None, false);
         let definition = self.definition.current();
         if let Some(left) = self.machine.take() {
             left.end_by_force().await.map_err(Trouble::Failed)?;

@@ -1,0 +1,13 @@
+//! The disks of a VM that is on.
+//!
+//! The definition says what its owner wants, and QEMU has what there is. A change is written to the definition first and
+//! made in QEMU then; when the gateway ends in between, the next one finds the difference and makes it, too.
+//!
+//! * `drives`: what QEMU has, and the difference; pure,
+//! * `plug`: attaching, detaching and other discs, as commands to QEMU.
+
+mod drives;
+mod plug;
+
+pub(super) use drives::{Correction, Drives, can_be_plugged};
+pub(super) use plug::Plug;

@@ -1,0 +1,186 @@
+//! Disks that come, go and change: in the definition first, in QEMU then.
+
+use crate::definition::{Definition, Disk, DiskSource};
+use crate::disks::{lasting_name, require_free};
+use crate::engine::QmpError;
+use crate::lifecycle::disks::{Correction, Plug, can_be_plugged};
+
+use super::{Driver, Trouble};
+
+impl Driver {
+    /// Where a guest that is on cannot be given it, it has it from the next start on.
+    pub(super) async fn attach_disk(&mut self, disk: &Disk) -> Result<(), Trouble> {
+        let mut definition = Definition::clone(&self.definition.current());
+        let mut disk = disk.clone();
+        self.name(&mut disk, &definition)?;
+        let id = disk.id.clone();
+        lasting_name(&mut disk.source);
+        require_there(&disk.source)?;
+        definition.disks.push(disk);
+        definition.settle();
+        self.change_disks(definition, async |plug, definition| match definition.disk(&id) {
+            Some(disk) if can_be_plugged(disk, &definition.controllers) => {
+                plug.attach(disk, &definition.controllers).await
+            }
+            _ => Ok(()),
+        })
+        .await
+    }
+
+    /// The same the other way round.
+    pub(super) async fn detach_disk(&mut self, id: &str) -> Result<(), Trouble> {
+        let disk = self.known_disk(id)?;
+        let mut definition = Definition::clone(&self.definition.current());
+        definition.disks.retain(|other| other.id != disk.id);
+        self.change_disks(definition, async |plug, definition| {
+            if can_be_plugged(&disk, &definition.controllers) && plug.drives().await?.has(&disk.id) {
+                plug.detach(&disk.id).await
+            } else {
+                Ok(())
+            }
+        })
+        .await
+    }
+
+    pub(super) async fn change_disc(&mut self, id: &str, source: &DiskSource, force: bool) -> Result<(), Trouble> {
+        let disk = self.known_disk(id)?;
+        if !disk.cdrom {
+            return Err(Trouble::Refused(format!("disk {} is no drive for discs", disk.id)));
+        }
+        require_there(source)?;
+        let changed = Disk { source: source.clone(), ..disk };
+        let definition = self.with_disk(&changed);
+        self.change_disks(definition, async |plug, _| {
+            if plug.drives().await?.has(&changed.id) { plug.change_medium(&changed, force).await } else { Ok(()) }
+        })
+        .await
+    }
+
+    /// Makes QEMU have what the definition says: an earlier gateway may have ended between the two.
+    pub(super) async fn correct_disks(&mut self) {
+        let Ok(Some(plug)) = self.plug() else { return };
+        let definition = self.definition.current();
+        let drives = match plug.drives().await {
+            Ok(drives) => drives,
+            Err(error) => return tracing::warn!(%error, "the disks cannot be looked at"),
+        };
+        for correction in drives.corrections(&definition, |_| false) {
+            tracing::info!(?correction, "a change that was not completed");
+            if let Err(error) = correct(&plug, &correction, &definition).await {
+                tracing::debug!(?correction, %error, "it waits for the next start");
+            }
+        }
+        self.note_differences(&plug).await;
+    }
+
+    /// Writes `definition` and does in QEMU, if there is one, what it takes. What QEMU cannot do is not left in the file.
+    async fn change_disks(
+        &mut self,
+        definition: Definition,
+        in_qemu: impl AsyncFnOnce(&Plug, &Definition) -> Result<(), QmpError>,
+    ) -> Result<(), Trouble> {
+        let plug = self.plug()?;
+        let before = self.definition.current();
+        self.definition.require_unedited().map_err(|error| Trouble::Refused(error.to_string()))?;
+        self.write(&definition)?;
+        let Some(plug) = plug else { return Ok(()) };
+        let done = in_qemu(&plug, &definition).await;
+        if done.is_err()
+            && let Err(trouble) = self.write(&before)
+        {
+            tracing::warn!(reason = trouble.reason(), "the definition keeps a change that was not made");
+        }
+        self.note_differences(&plug).await;
+        done.map_err(trouble)
+    }
+
+    fn write(&self, definition: &Definition) -> Result<(), Trouble> {
+        let change = |current: &mut Definition| current.clone_from(definition);
+        self.definition.change(change).map_err(|error| Trouble::Refused(error.to_string()))
+    }
+
+    /// Makes it known which disks wait for the next start.
+    async fn note_differences(&self, plug: &Plug) {
+        let definition = self.definition.current();
+        match plug.drives().await {
+            Ok(drives) => {
+                let next_start = drives.differences(&definition);
+                self.status.send_if_modified(|status| {
+                    let differs = status.next_start != next_start;
+                    status.next_start = next_start;
+                    differs
+                });
+            }
+            Err(error) => tracing::debug!(%error, "the disks cannot be looked at"),
+        }
+    }
+
+    /// Chooses a name for a disk that has none; that of a disk that QEMU still has is not free.
+    fn name(&self, disk: &mut Disk, definition: &Definition) -> Result<(), Trouble> {
+        let waits = &self.status.borrow().next_start;
+        if disk.id.is_empty() {
+            let is_free = |name: &String| definition.disks.iter().all(|disk| disk.id != *name) && !waits.contains(name);
+            disk.id =
+                (definition.disks.len()..).map(|number| format!("disk{number}")).find(is_free).unwrap_or_default();
+        } else if waits.contains(&disk.id) {
+            let reason = format!("the guest has a disk {} until its next start; take another name", disk.id);
+            return Err(Trouble::Refused(reason));
+        }
+        Ok(())
+    }
+
+    /// The definition with `disk` in place of the one of that name.
+    fn with_disk(&self, disk: &Disk) -> Definition {
+        let mut definition = Definition::clone(&self.definition.current());
+        for old in definition.disks.iter_mut().filter(|old| old.id == disk.id) {
+            old.clone_from(disk);
+        }
+        definition
+    }
+
+    /// The disk of that name or image.
+    fn known_disk(&self, id: &str) -> Result<Disk, Trouble> {
+        let unknown = || Trouble::Refused(format!("it has no disk `{id}`"));
+        self.definition.current().disk(id).cloned().ok_or_else(unknown)
+    }
+
+    /// What changes the disks of its QEMU; none when there is no QEMU.
+    fn plug(&self) -> Result<Option<Plug>, Trouble> {
+        let Some(machine) = &self.machine else { return Ok(None) };
+        let qmp = machine.qmp().ok_or_else(|| Trouble::Refused("its QEMU does not answer".into()))?;
+        Ok(Some(Plug::new(qmp)))
+    }
+}
+
+async fn correct(plug: &Plug, correction: &Correction, definition: &Definition) -> Result<(), QmpError> {
+    let disk = |id: &String| definition.disks.iter().find(|disk| disk.id == *id);
+    match correction {
+        Correction::Unplug(id) => plug.detach(id).await,
+        Correction::Plug(id) => match disk(id) {
+            Some(disk) => {
+                plug.remove_unused(id).await?;
+                plug.attach(disk, &definition.controllers).await
+            }
+            None => Ok(()),
+        },
+        Correction::ChangeMedium(id) => match disk(id) {
+            Some(disk) => plug.change_medium(disk, true).await,
+            None => Ok(()),
+        },
+    }
+}
+
+/// Fails when a file is not there, or something of the host has the device.
+fn require_there(source: &DiskSource) -> Result<(), Trouble> {
+    let Some(path) = source.path() else { return Ok(()) };
+    std::fs::metadata(path).map_err(|error| Trouble::Refused(format!("{}: {error}", path.display())))?;
+    require_free(path).map_err(Trouble::Refused)
+}
+
+/// What QEMU refuses leaves the VM as it was; silence does not.
+fn trouble(error: QmpError) -> Trouble {
+    match error {
+        QmpError::Refused { reason, .. } => Trouble::Refused(reason),
+        error => Trouble::Failed(error.to_string()),
+    }
+}

@@ -1,0 +1,161 @@
+//! Disks that come and go while a guest runs, and discs in its drives.
+
+use std::fs;
+use std::path::PathBuf;
+
+use vmm::{Definition, Disk, DiskBus, DiskFormat, DiskSource, VmState};
+
+use crate::disk_server::NbdServer;
+use crate::guest_disk::TellTale;
+use crate::kit::{TestHost, console_guest, firmware, shell};
+
+/// An image of `size` MiB of which the first bytes are `text`.
+fn image(host: &TestHost, name: &str, size: u64, text: &str) -> PathBuf {
+    let path = host.folder().join(name);
+    fs::write(&path, text).expect("written");
+    fs::OpenOptions::new().write(true).open(&path).and_then(|file| file.set_len(size << 20)).expect("stretched");
+    path
+}
+
+/// What prints the name of the SCSI disk of so many MiB, if there is one, in a guest's shell.
+fn find(mib: u64) -> String {
+    format!("cd /sys/block; grep -lx {} sd*/size 2>/dev/null | cut -d/ -f1 | grep .", mib << 11)
+}
+
+fn saved(host: &TestHost, name: &str) -> Definition {
+    Definition::load(&host.config.definitions.join(format!("{name}.toml"))).expect("a definition")
+}
+
+/// A file system of discs that is only a name: what a guest finds when it looks for one.
+fn disc(host: &TestHost, name: &str) -> PathBuf {
+    let path = image(host, name, 1, "");
+    let mut bytes = fs::read(&path).expect("read");
+    // ECMA-119: volume descriptors begin at sector 16; the first is the primary one, the volume's name is at 40.
+    let descriptor = &mut bytes[16 * 2048..];
+    descriptor[..7].copy_from_slice(b"\x01CD001\x01");
+    descriptor[40..72].copy_from_slice(format!("{name:<32}").as_bytes());
+    fs::write(&path, bytes).expect("written");
+    path
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_finds_a_disk_that_is_attached_and_loses_one_that_is_detached() {
+    let host = TestHost::new().await;
+    let mut telltale = TellTale::new(&host);
+    let drive = Disk { id: "cd".into(), ..Disk::cdrom(DiskSource::Empty, DiskBus::Ide) };
+    let disks = vec![telltale.disk(), drive];
+    let vm = host.host().create(Definition { disks, ..console_guest("hot") }).await.expect("created");
+    vm.start().await.expect("starts");
+    shell(&vm.console()).await;
+
+    let (file, export) = (image(&host, "file.raw", 3, "of a file"), image(&host, "export.raw", 4, "of a server"));
+    let server = NbdServer::start(&export, None).await;
+    vm.attach_disk(Disk::new(file.clone(), DiskFormat::Raw, DiskBus::Scsi)).await.expect("attached");
+    let remote = DiskSource::Remote(server.url().parse().expect("a URL"));
+    let remote = Disk { id: "remote".into(), ..Disk::new(remote, DiskFormat::Raw, DiskBus::Scsi) };
+    vm.attach_disk(remote).await.expect("attached");
+    assert_eq!(saved(&host, "hot"), *vm.definition());
+    let names: Vec<_> = vm.definition().disks.iter().map(|disk| (disk.id.clone(), disk.unit)).collect();
+    assert_eq!(names[2..], [("disk2".to_owned(), Some(0)), ("remote".to_owned(), Some(1))]);
+    // Which of them is sda is not certain: they are known by their sizes.
+    let read = |mib: u64, bytes: u64| format!("until d=$({}); do :; done; head -c {bytes} /dev/$d", find(mib));
+    assert_eq!(telltale.ask(&vm, &read(3, 9)).await, "of a file");
+    assert_eq!(telltale.ask(&vm, &read(4, 11)).await, "of a server");
+    telltale.ask(&vm, &format!("echo of a guest >/dev/$({}); sync", find(3))).await;
+
+    vm.detach_disk("disk2").await.expect("detached");
+    vm.detach_disk(&server.url()).await.expect("detached");
+    telltale.ask(&vm, "while ls /sys/block | grep sd; do :; done; echo gone").await;
+    assert!(fs::read(&file).expect("it stays").starts_with(b"of a guest"));
+    assert_eq!((saved(&host, "hot").disks.len(), vm.definition().disks.len()), (2, 2));
+    // Nothing of it is left in QEMU: it can come again.
+    vm.attach_disk(Disk::new(file, DiskFormat::Raw, DiskBus::Scsi)).await.expect("attached again");
+    assert_eq!(telltale.ask(&vm, &read(3, 10)).await, "of a guest");
+    assert_eq!(vm.status().next_start, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disc_is_changed_and_a_drive_that_the_guest_has_locked_is_opened_by_force_only() {
+    let host = TestHost::new().await;
+    let mut telltale = TellTale::new(&host);
+    let drive = Disk { id: "cd".into(), ..Disk::cdrom(disc(&host, "FIRST"), DiskBus::Ide) };
+    let vm = host.host().create(Definition { disks: vec![telltale.disk(), drive], ..console_guest("discs") });
+    let vm = vm.await.expect("created");
+    vm.start().await.expect("starts");
+    shell(&vm.console()).await;
+    let title = "until dd if=/dev/sr0 bs=1 skip=32808 count=6 2>/dev/null; do :; done";
+    let waits = |name: &str| format!("until [ \"$({title})\" = '{name:<6}' ]; do :; done; echo {name}");
+    assert_eq!(telltale.ask(&vm, &waits("FIRST")).await, "FIRST");
+    let second = disc(&host, "SECOND");
+    vm.change_disc("cd", second.clone().into(), false).await.expect("changed");
+    assert_eq!(telltale.ask(&vm, &waits("SECOND")).await, "SECOND");
+    assert_eq!(saved(&host, "discs").disks[1].source, DiskSource::Path(second.clone()));
+
+    // Linux locks the drive for as long as somebody reads the disc.
+    telltale.ask(&vm, "sleep 1000 </dev/sr0 >/dev/null 2>&1 & true").await;
+    let error = vm.change_disc("cd", DiskSource::Empty, false).await.expect_err("locked").to_string();
+    assert_eq!(error, "cannot change a disc of this VM: the guest has locked the drive, and not let go within 10 s");
+    assert_eq!(saved(&host, "discs").disks[1].source, DiskSource::Path(second));
+    vm.change_disc("cd", DiskSource::Empty, true).await.expect("ejected by force");
+    assert_eq!(saved(&host, "discs").disks[1].source, DiskSource::Empty);
+    let empty = "while dd if=/dev/sr0 bs=2048 count=1 of=/dev/null 2>/dev/null; do :; done; echo empty";
+    assert_eq!(telltale.ask(&vm, empty).await, "empty");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_plugged_waits_for_the_next_start() {
+    let mut host = TestHost::new().await;
+    let vm = host.firmware_vm("waits").await;
+    vm.attach_disk(Disk::new(image(&host, "cold.raw", 1, ""), DiskFormat::Raw, DiskBus::Ide)).await.expect("it is off");
+    assert_eq!((vm.status().state, vm.status().next_start), (VmState::Created, vec![]));
+    vm.start().await.expect("starts");
+    vm.attach_disk(Disk::new(image(&host, "ide.raw", 1, ""), DiskFormat::Raw, DiskBus::Ide)).await.expect("noted");
+    assert_eq!(vm.status().next_start, ["disk1"]);
+    vm.detach_disk("disk0").await.expect("noted");
+    assert_eq!(vm.status().next_start, ["disk1", "disk0"]);
+    let again = Disk { id: "disk0".into(), ..Disk::new(image(&host, "b.raw", 1, ""), DiskFormat::Raw, DiskBus::Scsi) };
+    let error = vm.attach_disk(again).await.expect_err("QEMU still has one").to_string();
+    assert_eq!(
+        error,
+        "cannot attach a disk to this VM: the guest has a disk disk0 until its next start; take another name"
+    );
+    // A gateway that comes later sees the same.
+    drop(vm);
+    host.reopen().await;
+    let vm = host.vm("waits");
+    assert_eq!(vm.status().next_start, ["disk1", "disk0"]);
+    vm.power_off().await.expect("off");
+    vm.start().await.expect("starts");
+    assert_eq!(vm.status().next_start, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_attached_leaves_no_trace() {
+    let host = TestHost::new().await;
+    let (vm, other) = (host.firmware_vm("traces").await, host.host().create(firmware("other")).await.expect("created"));
+    vm.start().await.expect("starts");
+    other.start().await.expect("starts");
+    let scsi = |path: PathBuf| Disk::new(path, DiskFormat::Raw, DiskBus::Scsi);
+    let taken = image(&host, "taken.raw", 1, "");
+    other.attach_disk(scsi(taken.clone())).await.expect("attached");
+    let before = saved(&host, "traces");
+    let nbd = DiskSource::Remote("nbd+unix:///x?socket=/nonexistent".parse().expect("a URL"));
+    for (disk, says) in [
+        (scsi(host.folder().join("missing.raw")), "No such file"),
+        (scsi(taken), "lock"),
+        (Disk { controller: 1, ..scsi(image(&host, "a.raw", 1, "")) }, "there is no controller 1"),
+        (Disk { format: DiskFormat::Qcow2, ..scsi(image(&host, "b.raw", 1, "")) }, "not in qcow2 format"),
+        (Disk { source: nbd, ..scsi(PathBuf::new()) }, "No such file"),
+    ] {
+        let error = vm.attach_disk(disk).await.expect_err("refused").to_string();
+        assert!(error.contains(says), "{error}");
+        assert_eq!((saved(&host, "traces"), &*vm.definition()), (before.clone(), &before));
+    }
+    let error = vm.detach_disk("disk7").await.expect_err("unknown").to_string();
+    assert_eq!(error, "cannot detach a disk of this VM: it has no disk `disk7`");
+    let edited = Definition { memory: 65, ..before };
+    fs::write(host.config.definitions.join("traces.toml"), edited.to_toml()).expect("written");
+    let error = vm.attach_disk(scsi(image(&host, "c.raw", 1, ""))).await.expect_err("edited by hand").to_string();
+    assert!(error.contains("has been edited since the gateway read it"), "{error}");
+    assert_eq!(saved(&host, "traces"), edited);
+}
