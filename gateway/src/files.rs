@@ -1,9 +1,9 @@
 //! Files of the state folder: private, and written whole or not at all.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{DirBuilder, File};
+use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Longest path `bind` and `connect` take: `sun_path` without its terminating zero.
@@ -15,16 +15,7 @@ const SUN_PATH_MAX: usize = 107;
 ///
 /// When the folder cannot be written or is full; the old file is then untouched.
 pub fn write_atomically(path: &Path, mode: u32, contents: &[u8]) -> io::Result<()> {
-    let folder = path.parent().ok_or_else(|| io::Error::other("a file needs a folder"))?;
-    let name = path.file_name().ok_or_else(|| io::Error::other("a file needs a name"))?.to_string_lossy();
-    let temporary = folder.join(format!(".{name}.{}.new", std::process::id()));
-    let written = write_new(&temporary, mode, contents).and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        // The first error is the one to report.
-        let _ = fs::remove_file(&temporary);
-    }
-    written?;
-    File::open(folder)?.sync_all()
+    vmm::files::replace(path, mode, contents)
 }
 
 /// Creates `path` and the folders above it; the last one is for its owner alone.
@@ -70,14 +61,9 @@ impl SocketPath {
     }
 }
 
-fn write_new(path: &Path, mode: u32, contents: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
-    file.write_all(contents)?;
-    file.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::{UnixListener, UnixStream};
 

@@ -124,6 +124,8 @@ impl From<StateError> for Problem {
         match &error {
             StateError::InUse { .. } => Self::new(Code::Conflict, error)
                 .hint("stop that one first, or give this one another folder with --state"),
+            StateError::Newer { .. } => Self::new(Code::Conflict, error)
+                .hint("use the newer fanlight, or give this one another folder with --state; nothing was changed"),
             StateError::Unusable { .. } => {
                 Self::new(Code::Internal, error).hint("choose another folder with --state or FANLIGHT_STATE")
             }

@@ -5,10 +5,12 @@
 //! | `fanlight.toml` | configuration, written by the administrator |
 //! | `vms/NAME.toml` | one definition per VM |
 //! | `run/UUID/` | runtime files of one VM: sockets, logs |
+//! | `devices/UUID/` | what the devices of one VM keep: variables of UEFI, keys of a TPM |
 //! | `jobs/NUMBER.json` | one long job, running or ended |
 //! | `users.toml` | users, mode 0600 |
 //! | `tls/cert.pem`, `tls/key.pem` | the certificate made on first start |
 //! | `api.sock` | the HTTP API, for the folder's owner and root |
+//! | `version` | which layout of all this it is; a program that knows only older ones leaves it alone |
 //! | `lock` | held by the one program that may change the rest |
 
 use std::fs::{File, OpenOptions, TryLockError};
@@ -19,13 +21,17 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use crate::files::create_private_folder;
+use crate::files::{create_private_folder, write_atomically};
 
 /// Where the state folder is, when nobody says.
 const SYSTEM_FOLDER: &str = "/var/lib/fanlight";
 /// How long a program waits for another that only edits a file.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 const LOCK_RETRY: Duration = Duration::from_millis(50);
+/// The layout of the folder that this program writes. It grows when an older program would misread or mangle what is kept.
+const VERSION: u32 = 1;
+/// Longest file with a version.
+const MAX_VERSION: u64 = 64;
 
 /// The folder and the names in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +55,14 @@ pub enum StateError {
         folder: PathBuf,
         /// Who holds it, when known.
         pid: Option<u32>,
+    },
+    /// A newer program wrote it.
+    #[error("the state folder {} is of version {found}, and this fanlight knows versions up to {VERSION}", folder.display())]
+    Newer {
+        /// The folder.
+        folder: PathBuf,
+        /// Its version, as it stands there.
+        found: String,
     },
     /// It cannot be created or written.
     #[error("cannot use the state folder {}: {source}", folder.display())]
@@ -100,14 +114,36 @@ impl StateFolder {
     ///
     /// # Errors
     ///
-    /// [`StateError::InUse`] when a gateway runs on this folder.
+    /// [`StateError::InUse`] when a gateway runs on this folder, [`StateError::Newer`] when a newer program wrote it.
     pub fn lock(&self) -> Result<StateLock, StateError> {
         let deadline = Instant::now() + LOCK_PATIENCE;
         loop {
             match self.try_lock() {
                 Err(StateError::InUse { .. }) if Instant::now() < deadline => std::thread::sleep(LOCK_RETRY),
-                result => return result,
+                Err(error) => return Err(error),
+                Ok(lock) => {
+                    self.check_version()?;
+                    return Ok(lock);
+                }
             }
+        }
+    }
+
+    /// Looks whether this program knows the folder's layout; one that has none yet gets ours.
+    fn check_version(&self) -> Result<(), StateError> {
+        let path = self.path.join("version");
+        let found = match read_version(&path) {
+            Ok(found) => found,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let text = format!("{VERSION}\n");
+                return write_atomically(&path, 0o600, text.as_bytes()).map_err(|source| self.unusable(source));
+            }
+            Err(source) => return Err(self.unusable(source)),
+        };
+        // What is no number is of a program that we know nothing of.
+        match found.parse::<u32>() {
+            Ok(1..=VERSION) => Ok(()),
+            _ => Err(StateError::Newer { folder: self.path.clone(), found }),
         }
     }
 
@@ -184,6 +220,12 @@ impl StateFolder {
     }
 }
 
+fn read_version(path: &Path) -> io::Result<String> {
+    let mut text = Vec::new();
+    File::open(path)?.take(MAX_VERSION).read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).trim().replace(char::is_control, "?"))
+}
+
 fn read_pid(file: &mut File) -> Option<u32> {
     let mut text = String::new();
     file.read_to_string(&mut text).ok()?;
@@ -225,6 +267,22 @@ mod tests {
             other => panic!("expected a refusal, got {other:?}"),
         }
         drop(held);
+        state.lock().unwrap();
+    }
+
+    #[test]
+    fn what_a_newer_program_wrote_is_refused_and_left_alone() {
+        let folder = TempFolder::new("version");
+        let state = StateFolder::new(folder.path());
+        let file = folder.path().join("version");
+        drop(state.lock().unwrap());
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "1\n");
+        for text in ["2\n", "1.5", "", "x\u{7}"] {
+            std::fs::write(&file, text).unwrap();
+            assert!(matches!(state.lock(), Err(StateError::Newer { .. })), "{text:?}");
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
+        }
+        std::fs::write(&file, "1").unwrap();
         state.lock().unwrap();
     }
 }

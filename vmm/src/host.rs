@@ -1,9 +1,8 @@
 //! All virtual machines of one host.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,9 +12,9 @@ use uuid::Uuid;
 
 use crate::accelerator::{self, AcceleratorReport};
 use crate::checkpoints::{self, Checkpoints};
-use crate::definition::{Definition, DefinitionError, InvalidDefinition, replace_file};
+use crate::definition::{Definition, DefinitionError, InvalidDefinition, make_folder, replace_file};
 use crate::disks::{Disks, lasting_name};
-use crate::engine::Version;
+use crate::engine::{Version, find_uefi};
 use crate::jobs::{Jobs, JobsError};
 use crate::lifecycle::RequestError;
 use crate::memory::{self, Board, HostMemoryView, MemoryConfig};
@@ -34,8 +33,12 @@ pub struct HostConfig {
     pub checkpoints: PathBuf,
     /// The folder of the moves of disks that are under way, one file per move.
     pub moves: PathBuf,
+    /// The folder of what VMs' devices keep (variables of UEFI, keys of TPMs), one folder per VM.
+    pub devices: PathBuf,
     /// The QEMU to run; `qemu-system-x86_64` on the path when none is named.
     pub qemu: Option<PathBuf>,
+    /// The TPM emulator to run; `swtpm` on the path when none is named.
+    pub swtpm: Option<PathBuf>,
     /// How long things may take.
     pub deadlines: Deadlines,
     /// How the memory of VMs is managed.
@@ -125,9 +128,11 @@ impl HostConfig {
     #[must_use]
     pub fn new(definitions: impl Into<PathBuf>, runtime: impl Into<PathBuf>) -> Self {
         let definitions = definitions.into();
-        let [jobs, checkpoints, moves] = ["jobs", "checkpoints", "moves"].map(|name| definitions.with_file_name(name));
+        let [jobs, checkpoints, moves, devices] =
+            ["jobs", "checkpoints", "moves", "devices"].map(|name| definitions.with_file_name(name));
         let (deadlines, memory) = (Deadlines::default(), MemoryConfig::default());
-        Self { definitions, runtime: runtime.into(), jobs, checkpoints, moves, qemu: None, deadlines, memory }
+        let (runtime, qemu, swtpm) = (runtime.into(), None, None);
+        Self { definitions, runtime, jobs, checkpoints, moves, devices, qemu, swtpm, deadlines, memory }
     }
 }
 
@@ -158,8 +163,12 @@ impl Host {
         for folder in [&config.definitions, &config.runtime] {
             make_folder(folder).map_err(|error| HostError::Io { path: folder.clone(), error })?;
         }
-        let config =
-            HostConfig { definitions: absolute(&config.definitions)?, runtime: absolute(&config.runtime)?, ..config };
+        let config = HostConfig {
+            definitions: absolute(&config.definitions)?,
+            runtime: absolute(&config.runtime)?,
+            devices: absolute(&config.devices)?,
+            ..config
+        };
         let files = definition_files(&config.definitions)
             .map_err(|error| HostError::Io { path: config.definitions.clone(), error })?;
         let qemu = config.qemu.clone().unwrap_or_else(|| "qemu-system-x86_64".into());
@@ -298,6 +307,12 @@ impl Host {
         self.shared.probe().await
     }
 
+    /// The firmware that a VM with UEFI would be given here, if there is any.
+    #[must_use]
+    pub fn uefi(secure_boot: bool) -> Option<PathBuf> {
+        find_uefi(secure_boot).map(|build| build.code)
+    }
+
     fn load(&self, file: &Path) -> Result<Definition, DefinitionError> {
         let definition = Definition::load(file)?;
         if file.file_stem().is_none_or(|stem| stem != definition.name.as_str()) {
@@ -344,10 +359,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn same_name(a: &str, b: &str) -> bool {
     a.to_lowercase() == b.to_lowercase()
-}
-
-fn make_folder(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 /// QEMU has another working folder than we.

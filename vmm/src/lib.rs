@@ -16,6 +16,7 @@
 //! * `checkpoints`: states that a VM can go back to, as people see them,
 //! * `disks`: images that no VM has to run for: made, described, converted, resized,
 //! * `jobs`: what takes minutes: progress, cancelling, and what a killed gateway left,
+//! * `files`: files that are whole or not there,
 //! * `display`: pictures and cursors out of QEMU, keys and pointers into it,
 //! * `bus`: the port and the memory by which the agent in the guest is reached.
 //!
@@ -28,6 +29,7 @@ mod definition;
 mod disks;
 mod display;
 mod engine;
+pub mod files;
 #[doc(hidden)]
 pub mod fuzz_oracle;
 mod host;
@@ -40,10 +42,11 @@ pub use accelerator::AcceleratorReport;
 pub use bus::{BusConnection, BusMemory, BusPort, BusPortState, Quiesce, QuiesceReason, QuiesceRequests};
 pub use checkpoints::{Checkpoint, CheckpointError, CheckpointTree, Checkpoints, NewCheckpoint};
 pub use definition::{
-    Accelerator, BUS_MEMORY_MIB, Boot, Bus, CHECKPOINT_MINUTES, CHECKPOINTS_KEPT, CheckpointSchedule, Controllers,
-    Definition, DefinitionError, Disk, DiskBus, DiskCache, DiskFormat, DiskSource, DynamicMemory, IdeModel,
-    InvalidDefinition, InvalidUrl, MEMORY_BUFFER, MEMORY_WEIGHT, MONITORS, MemoryDevices, NbdServer, Network, Provider,
-    Remote, ScsiModel, Session, Tls, VCPUS,
+    Accelerator, BUS_MEMORY_MIB, Boot, Bus, CHECKPOINT_MINUTES, CHECKPOINTS_KEPT, CheckpointSchedule, Controllers, Cpu,
+    Definition, DefinitionError, Disk, DiskBus, DiskCache, DiskFormat, DiskSource, DynamicMemory, Firmware, Forward,
+    ForwardProtocol, IdeModel, InterfaceName, InvalidDefinition, InvalidNetwork, InvalidUrl, MEMORY_BUFFER,
+    MEMORY_WEIGHT, MONITORS, MemoryDevices, NbdServer, Network, NetworkCard, NetworkMode, Provider, Remote, ScsiModel,
+    Session, Tls, Topology, Tpm, TpmModel, VCPUS,
 };
 pub use disks::{
     BackingFile, BackingImage, BlockDevice, Convert, DiskError, Disks, ImageInfo, ImageSnapshot, ImageUser, Layout,

@@ -33,7 +33,8 @@ pub(super) async fn status(State(context): State<Arc<ApiContext>>) -> Json<Servi
 }
 
 pub(super) async fn doctor(State(context): State<Arc<ApiContext>>) -> Json<Report> {
-    Json(doctor::examine(&context.config, &context.session.host).await)
+    let listening = context.listening.list();
+    Json(doctor::examine(&context.config, &context.session.host, Some(&listening)).await)
 }
 
 pub(super) async fn sessions(State(context): State<Arc<ApiContext>>) -> Json<Vec<SessionInfo>> {

@@ -5,12 +5,11 @@ use std::str::FromStr;
 
 use clap::Args;
 use uuid::Uuid;
-use vmm::{
-    Accelerator, Boot, Controllers, Definition, Disk, DiskBus, DiskSource, DynamicMemory, IdeModel, Network, ScsiModel,
-};
+use vmm::{Accelerator, Boot, Controllers, Definition, Disk, DiskBus, DiskSource, DynamicMemory, IdeModel, ScsiModel};
 
 use super::Context;
 use super::disk_option::{DISK_HELP, DiskOption, absolute, parse_disk, parse_source, word};
+use super::hardware::Hardware;
 use crate::api::model::{CreateVm, VmInfo};
 use crate::problem::{Code, Problem};
 
@@ -22,12 +21,14 @@ Examples:
       --disk path=/srv/web01.qcow2,size=20G,format=qcow2 --cdrom /srv/debian-12.iso
   fanlight vm create --name db01 --memory 1024,minimum=512,maximum=8192 --disk path=/srv/db01.qcow2
   fanlight vm create --name tiny --memory 256 --kernel /srv/vmlinux --initrd /srv/initrd --cmdline console=tty0
+  fanlight vm create --name win11 --memory 8192 --vcpus 4 --boot uefi,secure-boot,cdrom,hd --tpm default \\
+      --disk path=/srv/win11.qcow2,size=64G,bus=ide --cdrom /srv/win11.iso --network user,forward=tcp::3390-:3389
   fanlight vm create --file web01.toml
 
 Memory is written as MIB[,minimum=MIB][,maximum=MIB][,buffer=PERCENT][,weight=0..10000][,devices=virtio|hyperv].")]
 pub(super) struct Create {
     /// A definition in TOML; `vm show --definition` prints one
-    #[arg(long, short, value_name = "FILE", conflicts_with_all = ["name", "memory", "vcpus", "disks", "cdroms", "kernel", "initrd", "cmdline", "monitors", "accelerator", "network", "scsi", "ide"])]
+    #[arg(long, short, value_name = "FILE", conflicts_with_all = ["name", "memory", "vcpus", "cpu", "boot", "tpm", "disks", "cdroms", "kernel", "initrd", "cmdline", "monitors", "accelerator", "network", "scsi", "ide"])]
     file: Option<PathBuf>,
     /// Name of the VM
     #[arg(long, required_unless_present = "file")]
@@ -35,9 +36,8 @@ pub(super) struct Create {
     /// Memory in MiB; with a minimum or maximum it follows the guest's need
     #[arg(long, default_value = "1024", value_name = "MIB[,…]", value_parser = parse_memory)]
     memory: MemoryOption,
-    /// Virtual processors
-    #[arg(long, default_value_t = 1, value_name = "NUMBER")]
-    vcpus: u8,
+    #[command(flatten)]
+    hardware: Hardware,
     /// A disk; repeat it for several
     #[arg(long = "disk", value_name = "path=FILE[,…]", value_parser = parse_disk, long_help = DISK_HELP)]
     disks: Vec<DiskOption>,
@@ -65,9 +65,6 @@ pub(super) struct Create {
     /// How the processors are run: auto, kvm or tcg
     #[arg(long, default_value = "auto", value_parser = word::<Accelerator>)]
     accelerator: Accelerator,
-    /// What the network card is connected to: user or none
-    #[arg(long, default_value = "user", value_parser = word::<Network>)]
-    network: Network,
 }
 
 /// A `--memory`.
@@ -93,13 +90,12 @@ impl Create {
         let mut definition = Definition::new(self.name.unwrap_or_default(), Uuid::new_v4());
         definition.memory = self.memory.startup;
         definition.dynamic_memory = self.memory.dynamic;
-        definition.vcpus = self.vcpus;
         definition.monitors = self.monitors;
         definition.accelerator = self.accelerator;
-        definition.network = self.network;
         definition.disks = self.disks.into_iter().map(|option| option.disk).collect();
         definition.disks.extend(self.cdroms);
         definition.controllers = Controllers { ide: self.ide.0, scsi: self.scsi.0 };
+        self.hardware.apply(&mut definition);
         if let Some(kernel) = self.kernel {
             definition.boot = Boot::DirectKernel {
                 kernel: absolute(kernel),

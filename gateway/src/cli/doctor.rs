@@ -37,7 +37,7 @@ async fn alone(context: &Context) -> Result<Report, Problem> {
     let settings = HostConfig { qemu: config.qemu.clone(), ..HostConfig::new(folder.join("vms"), folder.join("run")) };
     let host = Host::open(settings).await;
     let report = match host {
-        Ok(host) => Ok(examine(&config, &host).await),
+        Ok(host) => Ok(examine(&config, &host, None).await),
         Err(error) => Err(failed(&error)),
     };
     // It holds nothing that anybody needs.
@@ -62,10 +62,10 @@ fn describe_check(check: &Check, output: Output) -> String {
         Level::Missing => ("MISSING", Colour::Red),
     };
     let padding = " ".repeat(8 - sign.len());
-    let mut text = format!("{}{padding}{:<13} {}", output.paint(sign, colour), check.name, check.found);
-    text += &format!("\n{:22}{}", "", check.meaning);
+    let mut text = format!("{}{padding}{:<19} {}", output.paint(sign, colour), check.name, check.found);
+    text += &format!("\n{:28}{}", "", check.meaning);
     if let Some(mend) = &check.mend {
-        text += &format!("\n{:22}to mend: {mend}", "");
+        text += &format!("\n{:28}to mend: {mend}", "");
     }
     text
 }

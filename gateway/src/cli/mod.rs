@@ -9,6 +9,7 @@ mod disk_move;
 mod disk_option;
 mod doctor;
 mod guest;
+mod hardware;
 mod job;
 mod memory;
 mod output;

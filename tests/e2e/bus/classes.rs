@@ -54,7 +54,7 @@ fn on_guest(transport: &str, go: impl AsyncFnOnce(&Vm) -> Result<()>) -> Result<
     let usual = Definition::new("classes", Uuid::new_v4());
     run(async {
         let vms = Vms::open().await?;
-        let vm = vms.start(Definition { memory: 256, network: Network::None, boot, ..usual }).await?;
+        let vm = vms.start(Definition { memory: 256, network: Network::none(), boot, ..usual }).await?;
         go(&vm).await
     })
 }

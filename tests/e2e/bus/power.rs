@@ -234,5 +234,5 @@ fn guest_with_a_disk(folder: &Path) -> Result<Definition> {
     };
     let disk = Disk::new(path, DiskFormat::Qcow2, DiskBus::Virtio);
     let usual = Definition::new("snapshot", Uuid::new_v4());
-    Ok(Definition { memory: 256, network: Network::None, boot, disks: vec![disk], ..usual })
+    Ok(Definition { memory: 256, network: Network::none(), boot, disks: vec![disk], ..usual })
 }

@@ -83,7 +83,7 @@ mod tests {
         assert_eq!(said(|now| now.vcpus = 2).as_deref(), Some("`vcpus` was 1 and is 2"));
         assert_eq!(said(|now| now.disks.clear()).as_deref(), Some("it had 1 disks and has 0"));
         for change in [
-            |now: &mut Definition| now.network = Network::None,
+            |now: &mut Definition| now.network = Network::none(),
             |now: &mut Definition| now.bus = Bus { enabled: false, memory: 0 },
             |now: &mut Definition| now.disks[0].bus = DiskBus::Scsi,
         ] {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::firmware::UEFI_MEMORY_MIB;
 use super::memory::MemoryPart;
 use super::parse::About;
 use super::{
@@ -59,6 +60,8 @@ impl Definition {
     pub(super) fn problem(&self) -> Option<Problem> {
         name_problem(&self.name)
             .or_else(|| self.number_problem())
+            .or_else(|| self.cpu_problem())
+            .or_else(|| self.network.problem())
             .or_else(|| self.bus_problem())
             .or_else(|| self.checkpoints_problem())
             .or_else(|| self.boot_problem())
@@ -113,6 +116,9 @@ impl Definition {
     }
 
     fn boot_problem(&self) -> Option<Problem> {
+        if self.firmware.is_uefi() && self.memory < UEFI_MEMORY_MIB {
+            return problem(About::Boot, format!("UEFI needs {UEFI_MEMORY_MIB} MiB of memory, not {}", self.memory));
+        }
         let Boot::DirectKernel { kernel, initrd, cmdline } = &self.boot else { return None };
         path_problem(About::Kernel, "kernel", kernel)
             .or_else(|| path_problem(About::Initrd, "initrd", initrd.as_deref()?))

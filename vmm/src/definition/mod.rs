@@ -4,14 +4,17 @@
 //! * [`parse`](Definition::parse): text → [`Definition`], or [`DefinitionError`] with file, line and column,
 //! * `memory`: memory that is always the same, or follows the guest's need,
 //! * `check`, `check_disks`: what no value may say,
-//! * `write`: [`Definition`] → text, and the atomic replacement of a file,
+//! * `write`: [`Definition`] → text,
 //! * `file`: a definition that changes together with its file.
 
 mod check;
 mod check_disks;
+mod cpu;
 mod disk;
 mod file;
+mod firmware;
 mod memory;
+mod network;
 mod parse;
 mod source;
 mod write;
@@ -22,13 +25,16 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub(crate) use crate::files::{make_folder, replace_file, sync_folder};
 pub use check::InvalidDefinition;
+pub use cpu::{Cpu, Topology};
 pub use disk::{Controllers, Disk, DiskBus, DiskCache, DiskFormat, IdeModel, ScsiModel};
 pub(crate) use file::DefinitionFile;
+pub use firmware::{Firmware, Tpm, TpmModel};
 pub use memory::{DynamicMemory, MEMORY_BUFFER, MEMORY_WEIGHT, MemoryDevices};
+pub use network::{Forward, ForwardProtocol, InterfaceName, InvalidNetwork, Network, NetworkCard, NetworkMode};
 pub use parse::DefinitionError;
 pub use source::{DiskSource, InvalidUrl, NbdServer, Remote, Tls};
-pub(crate) use write::{replace_file, sync_folder};
 
 /// Longest name of a VM, in bytes.
 pub(crate) const MAX_NAME: usize = 64;
@@ -62,11 +68,13 @@ pub struct Definition {
     pub dynamic_memory: Option<DynamicMemory>,
     /// Virtual processors.
     pub vcpus: u8,
+    /// What they look like.
+    pub cpu: Cpu,
     /// How the processors are run.
     pub accelerator: Accelerator,
     /// Most monitors the guest may have at once.
     pub monitors: u8,
-    /// What its network card is connected to.
+    /// Its network card, and what that is connected to.
     pub network: Network,
     /// Its channel to the agent in the guest.
     pub bus: Bus,
@@ -74,7 +82,11 @@ pub struct Definition {
     pub session: Session,
     /// When checkpoints are taken by the clock, if they are.
     pub checkpoints: Option<CheckpointSchedule>,
-    /// What runs first.
+    /// What its processors run first.
+    pub firmware: Firmware,
+    /// Its TPM, if it has one.
+    pub tpm: Option<Tpm>,
+    /// What the firmware starts.
     pub boot: Boot,
     /// What its disks sit on.
     pub controllers: Controllers,
@@ -92,12 +104,15 @@ impl Definition {
             memory: 512,
             dynamic_memory: None,
             vcpus: 1,
+            cpu: Cpu::default(),
             accelerator: Accelerator::Auto,
             monitors: 1,
-            network: Network::User,
+            network: Network::default(),
             bus: Bus::default(),
             session: Session::default(),
             checkpoints: None,
+            firmware: Firmware::Bios,
+            tpm: None,
             boot: Boot::Firmware,
             controllers: Controllers::default(),
             disks: Vec::new(),
@@ -115,16 +130,6 @@ pub enum Accelerator {
     Kvm,
     /// By translation.
     Tcg,
-}
-
-/// What a VM's network card is connected to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Network {
-    /// Nothing: there is no card.
-    None,
-    /// The host's networks through address translation, with QEMU's own DHCP and DNS.
-    User,
 }
 
 /// The channel between the host and the agent in the guest.
@@ -171,10 +176,10 @@ pub struct CheckpointSchedule {
     pub keep: u16,
 }
 
-/// What a VM runs first.
+/// What a VM's firmware starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Boot {
-    /// The firmware, which looks for something to boot on the disks.
+    /// What it finds on the disks.
     Firmware,
     /// A kernel from the host.
     DirectKernel {

@@ -7,10 +7,13 @@ use serde::Deserialize;
 use toml::Spanned;
 use uuid::Uuid;
 
+use super::cpu::CpuTable;
+use super::firmware::{FirmwareWord, TpmTable};
 use super::memory::{MemoryKey, MemoryPart, MemorySpans};
+use super::network::NetworkKey;
 use super::{
     Accelerator, Boot, Bus, CheckpointSchedule, Controllers, Definition, Disk, DiskBus, DiskCache, DiskFormat,
-    DiskSource, IdeModel, Network, Provider, ScsiModel, Session,
+    DiskSource, Firmware, IdeModel, Provider, ScsiModel, Session, Tpm,
 };
 
 /// Largest definition that is read, in bytes.
@@ -98,6 +101,10 @@ pub(super) enum About {
     Initrd,
     Cmdline,
     Controllers,
+    Network,
+    Boot,
+    Cpu,
+    CpuModel,
     Disk(usize),
     DiskId(usize),
     DiskSource(usize),
@@ -116,13 +123,14 @@ struct File {
     accelerator: Accelerator,
     #[serde(default = "one")]
     monitors: Spanned<u8>,
-    #[serde(default = "user")]
-    network: Network,
+    network: Option<Spanned<NetworkKey>>,
     #[serde(default)]
     bus: BusTable,
     #[serde(default)]
     session: SessionTable,
     checkpoints: Option<CheckpointsTable>,
+    cpu: Option<Spanned<CpuTable>>,
+    tpm: Option<TpmTable>,
     boot: Option<Spanned<BootTable>>,
     controllers: Option<Spanned<ControllersTable>>,
     #[serde(default, rename = "disk")]
@@ -152,16 +160,11 @@ struct CheckpointsTable {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct BootTable {
-    firmware: Option<Spanned<Firmware>>,
+    firmware: Option<FirmwareWord>,
+    secure_boot: Option<Spanned<bool>>,
     kernel: Option<Spanned<PathBuf>>,
     initrd: Option<Spanned<PathBuf>>,
     cmdline: Option<Spanned<String>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Firmware {
-    Bios,
 }
 
 #[derive(Deserialize, Default)]
@@ -192,27 +195,36 @@ struct DiskTable {
     cdrom: bool,
 }
 
-type Misplaced = (Range<usize>, String);
+pub(super) type Misplaced = (Range<usize>, String);
 
 impl File {
     fn into_definition(self) -> Result<Definition, Misplaced> {
         let uuid = Uuid::parse_str(self.uuid.get_ref())
             .map_err(|error| (self.uuid.span(), format!("`uuid` is not a UUID: {error}")))?;
+        let (firmware, boot) = self.boot.map_or(Ok((Firmware::Bios, Boot::Firmware)), into_boot)?;
+        let network = self.network.map(|key| (key.span(), key.into_inner()));
+        let network = network.map(|(span, key)| key.into_network(&span)).transpose()?;
+        let vcpus = self.vcpus.into_inner();
+        let cpu = self.cpu.map(|table| (table.span(), table.into_inner().into_cpu(vcpus)));
+        let cpu = cpu.map(|(span, cpu)| cpu.map_err(|reason| (span, reason))).transpose()?;
         Ok(Definition {
             name: self.name.into_inner(),
             uuid,
             memory: self.memory.get_ref().startup(),
             dynamic_memory: self.memory.get_ref().dynamic(),
-            vcpus: self.vcpus.into_inner(),
+            vcpus,
+            cpu: cpu.unwrap_or_default(),
             accelerator: self.accelerator,
             monitors: self.monitors.into_inner(),
-            network: self.network,
+            network: network.unwrap_or_default(),
             bus: self.bus.into_bus(),
             session: Session { input: self.session.input.map(Spanned::into_inner).unwrap_or_default() },
             checkpoints: self
                 .checkpoints
                 .map(|table| CheckpointSchedule { every: table.every.into_inner(), keep: table.keep.into_inner() }),
-            boot: self.boot.map_or(Ok(Boot::Firmware), into_boot)?,
+            firmware,
+            tpm: self.tpm.map(|table| Tpm { model: table.model }),
+            boot,
             controllers: self.controllers.map(|table| table.into_inner().into_controllers()).unwrap_or_default(),
             disks: self.disks.into_iter().map(into_disk).collect::<Result<_, _>>()?,
         })
@@ -229,23 +241,26 @@ impl BusTable {
     }
 }
 
-fn into_boot(table: Spanned<BootTable>) -> Result<Boot, Misplaced> {
+fn into_boot(table: Spanned<BootTable>) -> Result<(Firmware, Boot), Misplaced> {
     let whole = table.span();
-    let BootTable { firmware, kernel, initrd, cmdline } = table.into_inner();
-    match (firmware, kernel) {
-        (Some(firmware), Some(_)) => Err((firmware.span(), "`firmware` and `kernel` exclude each other".into())),
-        (None, None) => Err((whole, "`[boot]` needs `firmware = \"bios\"` or `kernel`".into())),
-        (Some(_), None) => match (initrd.map(|key| key.span()), cmdline.map(|key| key.span())) {
-            (Some(span), _) => Err((span, "`initrd` goes with `kernel` only".into())),
-            (_, Some(span)) => Err((span, "`cmdline` goes with `kernel` only".into())),
-            (None, None) => Ok(Boot::Firmware),
-        },
-        (None, Some(kernel)) => Ok(Boot::DirectKernel {
-            kernel: kernel.into_inner(),
-            initrd: initrd.map(Spanned::into_inner),
-            cmdline: cmdline.map(Spanned::into_inner).unwrap_or_default(),
-        }),
-    }
+    let BootTable { firmware: word, secure_boot, kernel, initrd, cmdline } = table.into_inner();
+    let firmware = FirmwareWord::firmware(word, secure_boot.as_ref())?;
+    let Some(kernel) = kernel else {
+        return match (word, initrd, cmdline) {
+            (None, ..) => {
+                Err((whole, "`[boot]` needs `firmware = \"bios\"`, `firmware = \"uefi\"` or `kernel`".into()))
+            }
+            (_, Some(initrd), _) => Err((initrd.span(), "`initrd` goes with `kernel` only".into())),
+            (_, _, Some(cmdline)) => Err((cmdline.span(), "`cmdline` goes with `kernel` only".into())),
+            (Some(_), None, None) => Ok((firmware, Boot::Firmware)),
+        };
+    };
+    let boot = Boot::DirectKernel {
+        kernel: kernel.into_inner(),
+        initrd: initrd.map(Spanned::into_inner),
+        cmdline: cmdline.map(Spanned::into_inner).unwrap_or_default(),
+    };
+    Ok((firmware, boot))
 }
 
 impl ControllersTable {
@@ -297,6 +312,10 @@ struct Spans {
     initrd: Range<usize>,
     cmdline: Range<usize>,
     controllers: Range<usize>,
+    network: Range<usize>,
+    boot: Range<usize>,
+    cpu: Range<usize>,
+    cpu_model: Range<usize>,
     disks: Vec<DiskSpans>,
 }
 
@@ -334,7 +353,11 @@ impl Spans {
                 .unwrap_or_default(),
             kernel: boot.and_then(|boot| boot.kernel.as_ref()).map_or(whole.clone(), Spanned::span),
             initrd: boot.and_then(|boot| boot.initrd.as_ref()).map_or(whole.clone(), Spanned::span),
-            cmdline: boot.and_then(|boot| boot.cmdline.as_ref()).map_or(whole, Spanned::span),
+            cmdline: boot.and_then(|boot| boot.cmdline.as_ref()).map_or(whole.clone(), Spanned::span),
+            network: file.network.as_ref().map(Spanned::span).unwrap_or_default(),
+            boot: whole,
+            cpu: file.cpu.as_ref().map(Spanned::span).unwrap_or_default(),
+            cpu_model: file.cpu.as_ref().and_then(|cpu| cpu.get_ref().model_span()).unwrap_or_default(),
             controllers: file.controllers.as_ref().map(Spanned::span).unwrap_or_default(),
             disks: file.disks.iter().map(DiskSpans::of).collect(),
         }
@@ -353,6 +376,10 @@ impl Spans {
             About::Kernel => Some(&self.kernel),
             About::Initrd => Some(&self.initrd),
             About::Cmdline => Some(&self.cmdline),
+            About::Network => Some(&self.network),
+            About::Boot => Some(&self.boot),
+            About::Cpu => Some(&self.cpu),
+            About::CpuModel => Some(&self.cpu_model),
             About::Controllers => Some(&self.controllers),
             About::Disk(index) => self.disks.get(index).map(|disk| &disk.whole),
             About::DiskId(index) => self.disks.get(index).map(|disk| &disk.id),
@@ -370,16 +397,13 @@ fn auto() -> Accelerator {
     Accelerator::Auto
 }
 
-fn user() -> Network {
-    Network::User
-}
-
 fn virtio() -> DiskBus {
     DiskBus::Virtio
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Network, NetworkCard, NetworkMode};
     use super::*;
     use crate::definition::DynamicMemory;
 
@@ -417,7 +441,7 @@ mod tests {
         let definition = parse(&text).expect("valid");
         assert_eq!((definition.vcpus, definition.monitors), (4, 3));
         assert_eq!(definition.accelerator, Accelerator::Tcg);
-        assert_eq!(definition.network, Network::None);
+        assert_eq!(definition.network, Network::none());
         assert_eq!(definition.bus, Bus { enabled: true, memory: 128 });
         assert_eq!(definition.session, Session { input: Provider::Hardware });
         assert_eq!(definition.checkpoints, Some(CheckpointSchedule { every: 60, keep: 24 }));
@@ -449,6 +473,32 @@ mod tests {
         let short = parse(&HEAD.replace("256", "{ startup = 512, maximum = 1024 }")).expect("valid");
         assert_eq!(short.dynamic_memory, Some(DynamicMemory::between(512, 1024)));
         assert_eq!(parse(HEAD).expect("valid").dynamic_memory, None);
+    }
+
+    #[test]
+    fn a_network_is_a_word_or_a_table() {
+        let network = |text: &str| parse(&format!("{HEAD}{text}")).expect("valid").network;
+        assert_eq!(network(""), Network::default());
+        assert_eq!(network("network = \"user\"\n"), Network::default());
+        let forwarded = network("[network]\nmode = \"user\"\nforward = [\"tcp::2222-:22\"]\ncard = \"e1000\"\n");
+        assert_eq!(forwarded.forward[0].to_string(), "tcp:127.0.0.1:2222-:22");
+        assert_eq!(forwarded.card, NetworkCard::E1000);
+        let bridge = network("network = { mode = \"bridge\", name = \"br0\" }\n");
+        assert_eq!(bridge.mode, NetworkMode::Bridge("br0".parse().expect("a name")));
+    }
+
+    #[test]
+    fn firmware_processors_and_tpm_are_read() {
+        let text = "vcpus = 8\n[cpu]\nthreads = 2\nmodel = \"qemu32\"\n[tpm]\n[boot]\nfirmware = \"uefi\"\nsecure_boot = true\n";
+        let definition = parse(&format!("{HEAD}{text}")).expect("valid");
+        assert_eq!(definition.firmware, Firmware::Uefi { secure_boot: true });
+        assert_eq!((definition.boot, definition.tpm), (Boot::Firmware, Some(Tpm::default())));
+        let topology = definition.cpu.topology.expect("said");
+        assert_eq!((topology.sockets, topology.cores, topology.threads), (1, 4, 2));
+        assert_eq!(definition.cpu.model.as_deref(), Some("qemu32"));
+        let with_kernel = parse(&format!("{HEAD}[boot]\nfirmware = \"uefi\"\nkernel = \"/k\"\n")).expect("valid");
+        assert_eq!(with_kernel.firmware, Firmware::Uefi { secure_boot: false });
+        assert!(matches!(with_kernel.boot, Boot::DirectKernel { .. }));
     }
 
     #[test]
@@ -513,9 +563,40 @@ mod tests {
             (&format!("{HEAD}[boot]\ninitrd = \"/i\"\n"), "demo.toml:4:1: `[boot]` needs"),
             (&format!("{HEAD}[boot]\nfirmware = \"bios\"\ncmdline = \"x\"\n"), "demo.toml:6:11: `cmdline` goes with"),
             (
-                &format!("{HEAD}[boot]\nfirmware = \"bios\"\nkernel = \"/k\"\n"),
-                "demo.toml:5:12: `firmware` and `kernel`",
+                &format!("{HEAD}[boot]\nsecure_boot = true\nkernel = \"/k\"\n"),
+                "demo.toml:5:15: `secure_boot` goes with",
             ),
+            (&format!("{HEAD}[boot]\nfirmware = \"efi\"\n"), "demo.toml:5:12: unknown variant `efi`"),
+            (
+                &format!("{}[boot]\nfirmware = \"uefi\"\n", HEAD.replace("256", "32")),
+                "demo.toml:4:1: UEFI needs 64 MiB of memory, not 32",
+            ),
+            (
+                &format!("{HEAD}vcpus = 4\n[cpu]\nsockets = 3\n"),
+                "demo.toml:5:1: 3 sockets of 1 cores of 1 threads make 3",
+            ),
+            (&format!("{HEAD}[cpu]\nmodel = \"a b\"\n"), "demo.toml:5:9: `model` is a name of QEMU's"),
+            (&format!("{HEAD}network = \"bridge\"\n"), "demo.toml:4:11: a bridge or tap has a name"),
+            (&format!("{HEAD}network = \"lan\"\n"), "demo.toml:4:11: unknown variant `lan`"),
+            (&format!("{HEAD}network = 5\n"), "demo.toml:4:11: invalid type: integer `5`, expected \"user\""),
+            (&format!("{HEAD}[network]\nmode = \"tap\"\n"), "demo.toml:5:8: a bridge or tap needs its `name`"),
+            (
+                &format!("{HEAD}[network]\nmode = \"tap\"\nname = \"a/b\"\n"),
+                "demo.toml:6:8: \"a/b\" is no name of a network interface",
+            ),
+            (
+                &format!("{HEAD}[network]\nmode = \"user\"\nforward = [\"tcp::1-:1\", \"80\"]\n"),
+                "demo.toml:6:25: \"80\" is no forwarded port",
+            ),
+            (
+                &format!("{HEAD}[network]\nmode = \"none\"\nforward = [\"tcp::1-:1\"]\n"),
+                "demo.toml:4:1: `forward` goes with `mode = \"user\"` only",
+            ),
+            (
+                &format!("{HEAD}network = {{ mode = \"user\", forward = [\"tcp::1-:1\", \"tcp::1-:2\"] }}\n"),
+                "demo.toml:4:11: tcp:127.0.0.1:1-:2: the host's port is forwarded twice",
+            ),
+            (&format!("{HEAD}[tpm]\nmodel = \"spi\"\n"), "demo.toml:5:9: unknown variant `spi`"),
             (&format!("{HEAD}[boot]\nkernel = \"k\"\n"), "demo.toml:5:10: `kernel` must be an absolute path"),
             (&format!("{HEAD}[boot]\nkernel = \"/k\"\nkernal = 1\n"), "demo.toml:6:1: unknown field `kernal`"),
             (

@@ -1,29 +1,34 @@
-//! A definition back to text, and files that are whole or not there.
+//! A definition back to text.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use serde::Serialize;
 
+use super::cpu::CpuFile;
+use super::firmware::{FirmwareWord, TpmTable};
 use super::memory::MemoryFile;
+use super::network::NetworkFile;
 use super::{
-    Accelerator, Boot, Controllers, Definition, Disk, DiskBus, DiskCache, DiskFormat, DiskSource, IdeModel, Network,
-    Provider, ScsiModel,
+    Accelerator, Boot, Controllers, Definition, Disk, DiskBus, DiskCache, DiskFormat, DiskSource, IdeModel, Provider,
+    ScsiModel,
 };
 
 impl Definition {
     /// The text of its file; [`parse`](Self::parse) reads the same value from it.
     #[must_use]
     pub fn to_toml(&self) -> String {
+        let firmware = BootTable {
+            firmware: Some(FirmwareWord::of(self.firmware)),
+            secure_boot: self.firmware.secure_boot().then_some(true),
+            ..BootTable::default()
+        };
         let boot = match &self.boot {
-            Boot::Firmware => BootTable { firmware: Some("bios"), ..BootTable::default() },
+            Boot::Firmware => firmware,
             Boot::DirectKernel { kernel, initrd, cmdline } => BootTable {
                 kernel: kernel.to_str(),
                 initrd: initrd.as_deref().and_then(Path::to_str),
                 cmdline: (!cmdline.is_empty()).then_some(cmdline),
-                ..BootTable::default()
+                ..if self.firmware.is_uefi() { firmware } else { BootTable::default() }
             },
         };
         let file = FileTable {
@@ -33,13 +38,16 @@ impl Definition {
             vcpus: self.vcpus,
             accelerator: self.accelerator,
             monitors: self.monitors,
-            network: self.network,
             dynamic_memory: MemoryFile::of(self),
+            network: Some(NetworkFile::of(&self.network)).filter(|network| !network.is_table()),
+            network_table: Some(NetworkFile::of(&self.network)).filter(NetworkFile::is_table),
             bus: BusTable { enabled: self.bus.enabled, memory: self.bus.memory },
             session: SessionTable { input: self.session.input },
             checkpoints: self
                 .checkpoints
                 .map(|schedule| CheckpointsTable { every: schedule.every, keep: schedule.keep }),
+            cpu: CpuFile::of(&self.cpu),
+            tpm: self.tpm.map(|tpm| TpmTable { model: tpm.model }),
             boot,
             controllers: (self.controllers != Controllers::default()).then(|| ControllersTable::of(&self.controllers)),
             disks: self.disks.iter().map(DiskTable::of).collect(),
@@ -47,33 +55,6 @@ impl Definition {
         // Only maps with keys that are not strings cannot be written, and there are none.
         toml::to_string(&file).unwrap_or_default()
     }
-}
-
-/// Puts `text` in place of what `path` names: after a crash there is the old file or the new one, never a mixture.
-pub(crate) fn replace_file(path: &Path, text: &str) -> io::Result<()> {
-    let folder = path.parent().ok_or_else(|| io::Error::other("a file needs a folder"))?;
-    let name = path.file_name().ok_or_else(|| io::Error::other("a file needs a name"))?;
-    let mut temporary = name.to_os_string();
-    temporary.push(format!(".{}.new", std::process::id()));
-    let temporary = folder.join(temporary);
-    let written = write_synced(&temporary, text).and_then(|()| fs::rename(&temporary, path));
-    if let Err(error) = written {
-        // The reason of the first failure is the one to tell; a leftover is harmless.
-        let _ = fs::remove_file(&temporary);
-        return Err(error);
-    }
-    sync_folder(folder)
-}
-
-/// Makes what was created or removed in `folder` last.
-pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
-}
-
-fn write_synced(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
 }
 
 #[derive(Serialize)]
@@ -85,14 +66,22 @@ struct FileTable<'a> {
     vcpus: u8,
     accelerator: Accelerator,
     monitors: u8,
-    network: Network,
     /// The same key; a table stands after all values.
     #[serde(rename = "memory", skip_serializing_if = "Option::is_none")]
     dynamic_memory: Option<MemoryFile>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network: Option<NetworkFile<'a>>,
+    /// The same key; a table stands after all values.
+    #[serde(rename = "network", skip_serializing_if = "Option::is_none")]
+    network_table: Option<NetworkFile<'a>>,
     bus: BusTable,
     session: SessionTable,
     #[serde(skip_serializing_if = "Option::is_none")]
     checkpoints: Option<CheckpointsTable>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu: Option<CpuFile<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tpm: Option<TpmTable>,
     boot: BootTable<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     controllers: Option<ControllersTable<'a>>,
@@ -120,7 +109,9 @@ struct CheckpointsTable {
 #[derive(Serialize, Default)]
 struct BootTable<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
-    firmware: Option<&'a str>,
+    firmware: Option<FirmwareWord>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secure_boot: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kernel: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -193,6 +184,7 @@ fn is_usual(cache: &DiskCache) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddrV4;
     use std::path::PathBuf;
 
     use proptest::prelude::*;
@@ -200,7 +192,10 @@ mod tests {
 
     use super::*;
     use crate::definition::source::tests::remote;
-    use crate::definition::{Bus, CheckpointSchedule, DynamicMemory, MemoryDevices, Session};
+    use crate::definition::{
+        Bus, CheckpointSchedule, Cpu, DynamicMemory, Firmware, Forward, ForwardProtocol, MemoryDevices, Network,
+        NetworkCard, NetworkMode, Session, Topology, Tpm, TpmModel,
+    };
 
     fn path() -> impl Strategy<Value = PathBuf> {
         "/[a-zA-Z0-9 ,=\"'\\\\é/._-]{1,40}".prop_map(PathBuf::from)
@@ -281,15 +276,51 @@ mod tests {
         proptest::option::of(schedule)
     }
 
+    fn network() -> impl Strategy<Value = Network> {
+        let name = || "[a-z][a-z0-9.-]{0,14}".prop_map(|name| name.parse().expect("a name"));
+        let mode = prop_oneof![
+            Just(NetworkMode::None),
+            Just(NetworkMode::User),
+            name().prop_map(NetworkMode::Bridge),
+            name().prop_map(NetworkMode::Tap)
+        ];
+        let forward = (any::<bool>(), any::<u32>(), 1_u16.., proptest::option::of(any::<u32>()), 1_u16..).prop_map(
+            |(tcp, host, port, guest, guest_port)| Forward {
+                protocol: if tcp { ForwardProtocol::Tcp } else { ForwardProtocol::Udp },
+                host: SocketAddrV4::new(host.into(), port),
+                guest: guest.map(Into::into),
+                guest_port,
+            },
+        );
+        let card = prop_oneof![Just(NetworkCard::Virtio), Just(NetworkCard::E1000), Just(NetworkCard::Rtl8139)];
+        (mode, proptest::collection::vec(forward, 0..3), card).prop_map(|(mode, forward, card)| Network {
+            mode,
+            forward,
+            card,
+        })
+    }
+
+    fn hardware() -> impl Strategy<Value = (Cpu, Firmware, Option<Tpm>)> {
+        let topology = (0_u8..4, 0_u8..9, 0_u8..3);
+        let topology = topology.prop_map(|(sockets, cores, threads)| Topology { sockets, cores, threads });
+        let cpu = (proptest::option::of(topology), proptest::option::of("[a-z0-9,+-]{0,12}"))
+            .prop_map(|(topology, model)| Cpu { topology, model });
+        let firmware =
+            prop_oneof![Just(Firmware::Bios), any::<bool>().prop_map(|secure_boot| Firmware::Uefi { secure_boot })];
+        let tpm = prop_oneof![Just(TpmModel::Crb), Just(TpmModel::Tis)].prop_map(|model| Tpm { model });
+        (cpu, firmware, proptest::option::of(tpm))
+    }
+
     fn definition() -> impl Strategy<Value = Definition> {
-        let numbers = (memory(), 0_u8..40, 0_u8..20);
+        let numbers = (memory(), 0_u8..40, 0_u8..20, network());
         let disks = (controllers(), proptest::collection::vec(disk(), 0..5));
-        ("[a-zA-Z0-9 ._-]{1,20}", any::<u128>(), numbers, bus(), (boot(), checkpoints()), disks).prop_map(
+        ("[a-zA-Z0-9 ._-]{1,20}", any::<u128>(), numbers, bus(), hardware(), (boot(), checkpoints()), disks).prop_map(
             |(
                 name,
                 uuid,
-                ((memory, dynamic_memory), vcpus, monitors),
+                ((memory, dynamic_memory), vcpus, monitors, network),
                 (bus, session),
+                (cpu, firmware, tpm),
                 (boot, checkpoints),
                 (controllers, disks),
             )| {
@@ -298,9 +329,13 @@ mod tests {
                     dynamic_memory,
                     vcpus,
                     monitors,
+                    network,
                     bus,
                     session,
                     checkpoints,
+                    cpu,
+                    firmware,
+                    tpm,
                     boot,
                     controllers,
                     disks,
@@ -331,18 +366,5 @@ mod tests {
                 prop_assert!(error.column >= 1 && error.column <= text.chars().count() + 1);
             }
         }
-    }
-
-    #[test]
-    fn a_file_that_cannot_be_replaced_is_left_as_it_was() {
-        let folder = std::env::temp_dir().join(format!("fanlight-write-{}", std::process::id()));
-        fs::create_dir(&folder).expect("temporary folder");
-        let file = folder.join("vm.toml");
-        replace_file(&file, "one").expect("written");
-        replace_file(&file, "two").expect("replaced");
-        assert_eq!(fs::read_to_string(&file).expect("there"), "two");
-        assert!(replace_file(&folder.join("missing/vm.toml"), "x").is_err());
-        assert_eq!(fs::read_dir(&folder).expect("there").count(), 1, "no temporary file stays");
-        fs::remove_dir_all(&folder).expect("removed");
     }
 }

@@ -1,9 +1,14 @@
 //! What QEMU is told, as a value.
 
+use serde_json::json;
+
 use super::Version;
 use super::disk::{controller_devices, device, node_name, tls_object};
+use super::firmware::Flash;
+use super::network::network_options;
 use super::process::{BUS_MEMORY_FD, BUS_PORT_FD};
-use crate::definition::{Accelerator, Boot, Bus, Controllers, Definition, Disk, DiskSource, Network};
+use super::tpm::TPM_SOCKET;
+use crate::definition::{Accelerator, Boot, Bus, Controllers, Definition, Disk, DiskSource, Topology, Tpm, TpmModel};
 use crate::memory::{BALLOON, Hardware};
 
 /// The name QMP knows the primary display device by.
@@ -38,6 +43,8 @@ pub(crate) struct Launch {
     pub(crate) accelerator: Accelerator,
     /// Which of the disks are block devices of the host.
     pub(crate) block_devices: Vec<bool>,
+    /// The chips of the VM's UEFI, if it has that.
+    pub(crate) flash: Option<Flash>,
     /// Which QEMU it is, if that is known and of interest.
     pub(crate) version: Option<Version>,
 }
@@ -64,6 +71,8 @@ pub(crate) fn arguments(definition: &Definition, launch: &Launch) -> Vec<String>
     let mut arguments = Arguments(Vec::new());
     arguments.identity(definition);
     arguments.processors(definition, launch.accelerator);
+    arguments.machine(launch.flash.as_ref());
+    arguments.tpm(definition.tpm);
     arguments.control();
     arguments.display(definition.monitors);
     arguments.devices(definition);
@@ -98,16 +107,43 @@ impl Arguments {
     }
 
     fn processors(&mut self, definition: &Definition, accelerator: Accelerator) {
-        self.option("-machine", "q35,memory-backend=ram0");
         // Shared, so that later a vhost-user device can be given the guest's memory.
         self.option("-object", format!("memory-backend-memfd,id=ram0,size={}M,share=on", definition.memory));
         let hardware = Hardware::of(definition);
         self.option("-m", hardware.map_or_else(|| format!("{}M", definition.memory), |hardware| hardware.size()));
-        self.option("-smp", definition.vcpus.to_string());
+        let Topology { sockets, cores, threads } = definition.topology();
+        let topology = format!("sockets={sockets},cores={cores},threads={threads}");
+        self.option("-smp", format!("{},{topology}", definition.vcpus));
         self.option("-accel", if accelerator == Accelerator::Kvm { "kvm" } else { "tcg,thread=multi" });
         let hyper_v = hardware.is_some_and(|hardware| hardware.is_hyper_v());
-        self.option("-cpu", format!("{}{}", cpu(accelerator), if hyper_v { HYPER_V } else { "" }));
+        let model = definition.cpu.model.as_deref().unwrap_or(cpu(accelerator));
+        self.option("-cpu", format!("{model}{}", if hyper_v { HYPER_V } else { "" }));
         self.option("-rtc", "base=utc");
+    }
+
+    fn machine(&mut self, flash: Option<&Flash>) {
+        let Some(flash) = flash else { return self.option("-machine", "q35,memory-backend=ram0") };
+        let guard = if flash.guarded { "on" } else { "off" };
+        self.option("-machine", format!("q35,memory-backend=ram0,smm={guard},pflash0=code,pflash1=variables"));
+        self.option("-global", format!("driver=cfi.pflash01,property=secure,value={guard}"));
+        // A guest's sleep would hand what the firmware guards to the guest.
+        self.option("-global", "ICH9-LPC.disable_s3=1");
+        for (name, path, readonly) in [("code", &flash.code, true), ("variables", &flash.variables, false)] {
+            let file = json!({ "driver": "file", "filename": path });
+            let node = json!({ "node-name": name, "driver": "raw", "read-only": readonly, "file": file });
+            self.option("-blockdev", node.to_string());
+        }
+    }
+
+    fn tpm(&mut self, tpm: Option<Tpm>) {
+        let Some(Tpm { model }) = tpm else { return };
+        self.option("-chardev", format!("socket,id=tpmctl,path={TPM_SOCKET}"));
+        self.option("-tpmdev", "emulator,id=tpm0,chardev=tpmctl");
+        let model = match model {
+            TpmModel::Crb => "tpm-crb",
+            TpmModel::Tis => "tpm-tis",
+        };
+        self.device(format!("{model},tpmdev=tpm0"));
     }
 
     fn control(&mut self) {
@@ -133,9 +169,9 @@ impl Arguments {
             Some(hardware) => hardware.devices().into_iter().for_each(|(option, value)| self.option(option, value)),
             None => self.device(format!("virtio-balloon-pci,id={BALLOON},deflate-on-oom=on")),
         }
-        if definition.network == Network::User {
-            self.option("-netdev", "user,id=net0");
-            self.device(format!("virtio-net-pci,id=nic0,netdev=net0,mac={}", mac(definition)));
+        if let Some((netdev, device)) = network_options(definition) {
+            self.option("-netdev", netdev);
+            self.device(device);
         }
     }
 
@@ -193,21 +229,15 @@ pub(crate) fn cpu(accelerator: Accelerator) -> &'static str {
     if accelerator == Accelerator::Kvm { "host" } else { "qemu64" }
 }
 
-/// A locally administered address that stays the same for the life of the VM.
-fn mac(definition: &Definition) -> String {
-    let [.., a, b, c] = *definition.uuid.as_bytes();
-    format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
 
-    use serde_json::{Value, json};
+    use serde_json::Value;
     use uuid::Uuid;
 
     use super::*;
-    use crate::definition::{DiskBus, DiskFormat};
+    use crate::definition::{DiskBus, DiskFormat, Network};
 
     const UUID: Uuid = Uuid::from_u128(0x6fa9_d1d2_0a37_4d7b_8f6e_0c6c_3f5b_2a11);
 
@@ -216,7 +246,7 @@ mod tests {
     }
 
     fn launch(version: Option<Version>) -> Launch {
-        Launch { accelerator: Accelerator::Tcg, block_devices: vec![], version }
+        Launch { accelerator: Accelerator::Tcg, block_devices: vec![], flash: None, version }
     }
 
     fn read(text: &str) -> Value {
@@ -237,7 +267,7 @@ mod tests {
             assert_eq!(devices.iter().filter(|device| device.starts_with(&format!("virtio-{kind}-pci"))).count(), 1);
         }
         assert!(devices.contains(&"virtio-net-pci,id=nic0,netdev=net0,mac=52:54:00:5b:2a:11"));
-        assert_eq!(values(&arguments, "-smp"), ["2"]);
+        assert_eq!(values(&arguments, "-smp"), ["2,sockets=1,cores=2,threads=1"]);
         assert_eq!(values(&arguments, "-accel"), ["tcg,thread=multi"]);
         assert_eq!(values(&arguments, "-cpu"), ["qemu64"]);
         assert_eq!(values(&arguments, "-object")[0], "memory-backend-memfd,id=ram0,size=512M,share=on");
@@ -246,7 +276,7 @@ mod tests {
 
     #[test]
     fn without_a_network_there_is_no_card() {
-        let arguments = build(&Definition { network: Network::None, ..Definition::new("demo", UUID) });
+        let arguments = build(&Definition { network: Network::none(), ..Definition::new("demo", UUID) });
         assert!(values(&arguments, "-netdev").is_empty());
         assert!(!values(&arguments, "-device").iter().any(|device| device.starts_with("virtio-net")));
     }
@@ -270,6 +300,24 @@ mod tests {
         let arguments = with(Bus { enabled: false, memory: 64 });
         assert_eq!((count(&arguments, "virtserialport"), count(&arguments, "ivshmem")), (0, 0));
         assert_eq!(count(&arguments, "socket,id=bus0"), 0);
+    }
+
+    #[test]
+    fn uefi_is_two_flash_chips_and_a_tpm_is_beside_them() {
+        let flash = Flash { code: "/c,1".into(), variables: "/v".into(), guarded: true };
+        let launch = Launch { flash: Some(flash.clone()), ..launch(None) };
+        let definition = Definition { tpm: Some(Tpm { model: TpmModel::Tis }), ..Definition::new("demo", UUID) };
+        let arguments = arguments(&definition, &launch);
+        let machine = values(&arguments, "-machine");
+        assert_eq!(machine, ["q35,memory-backend=ram0,smm=on,pflash0=code,pflash1=variables"]);
+        assert!(values(&arguments, "-global").contains(&"driver=cfi.pflash01,property=secure,value=on"));
+        let nodes: Vec<serde_json::Value> =
+            values(&arguments, "-blockdev").iter().map(|node| serde_json::from_str(node).expect("JSON")).collect();
+        assert_eq!((&nodes[0]["file"]["filename"], &nodes[0]["read-only"]), (&json!("/c,1"), &json!(true)));
+        assert_eq!((&nodes[1]["file"]["filename"], &nodes[1]["read-only"]), (&json!("/v"), &json!(false)));
+        assert!(values(&arguments, "-device").contains(&"tpm-tis,tpmdev=tpm0"));
+        assert!(values(&arguments, "-chardev").contains(&"socket,id=tpmctl,path=tpm.sock"));
+        assert_eq!(values(&build(&Definition::new("demo", UUID)), "-machine"), ["q35,memory-backend=ram0"]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
@@ -47,7 +47,7 @@ pub(crate) struct Inherited {
     pub(crate) bus_memory: Option<OwnedFd>,
 }
 
-/// A QEMU process of this host, ours or one that an earlier gateway started.
+/// A QEMU, or what runs beside it: ours, or one that an earlier gateway started.
 #[derive(Debug)]
 pub(crate) struct Process {
     pid: u32,
@@ -85,20 +85,33 @@ impl Process {
             .arg(qemu)
             .args(arguments)
             .envs(allocator.map(|value| (ALLOCATOR, value)))
-            .current_dir("/")
+            // Where its sockets are, whose paths must be short.
+            .current_dir(folder.path())
             .stdin(Stdio::from(OwnedFd::from(monitor)))
             // Only these three can be handed over without a moment in which another child could get them, too.
             .stdout(bus_port.map_or_else(Stdio::null, |listener| OwnedFd::from(listener).into()))
             .stderr(bus_memory.map_or_else(Stdio::null, Stdio::from))
             .spawn()?;
-        // `Child` does not end or reap anything when it is dropped; the pidfd does both.
-        let pid = Pid::from_child(&child);
-        Self::open(pid)
+        Self::of_child(&child)
     }
 
-    /// The process that `folder` tells of, if it still runs.
+    /// A child of ours. `Child` does not end or reap anything when it is dropped; the pidfd does both.
+    pub(super) fn of_child(child: &Child) -> io::Result<Self> {
+        Self::open(Pid::from_child(child))
+    }
+
+    /// The QEMU that `folder` tells of, if it still runs.
     pub(crate) fn find(folder: &RuntimeFolder) -> io::Result<Option<Self>> {
-        let Some(stamp) = folder.stamp() else { return Ok(None) };
+        Self::of_stamp(folder.stamp())
+    }
+
+    /// The TPM that `folder` tells of, if it still runs.
+    pub(crate) fn find_tpm(folder: &RuntimeFolder) -> io::Result<Option<Self>> {
+        Self::of_stamp(folder.tpm_stamp())
+    }
+
+    fn of_stamp(stamp: Option<ProcessStamp>) -> io::Result<Option<Self>> {
+        let Some(stamp) = stamp else { return Ok(None) };
         let Some(pid) = Pid::from_raw(stamp.pid) else { return Ok(None) };
         let process = match Self::open(pid) {
             Ok(process) => process,
@@ -126,7 +139,7 @@ impl Process {
         if let Err(error) = pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL)
             && error != rustix::io::Errno::SRCH
         {
-            tracing::warn!(pid = self.pid, %error, "cannot kill QEMU");
+            tracing::warn!(pid = self.pid, %error, "cannot kill a process");
         }
     }
 

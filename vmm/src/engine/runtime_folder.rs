@@ -1,4 +1,5 @@
-//! The files by which a VM's QEMU is found: `qmp.sock`, `bus.sock`, `pid`, `qemu.log`.
+//! The files by which a VM's QEMU is found: `qmp.sock`, `bus.sock`, `pid`, `qemu.log`; and its TPM: `tpm.sock`, `tpm.pid`,
+//! `tpm.log`.
 //!
 //! They are facts of one run, never settings. `pid` holds the line of `/proc/PID/stat` and the host's boot
 //! identity, so that a number that was given to another process since is not mistaken for QEMU.
@@ -14,10 +15,14 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags};
 use tokio::net::UnixStream;
 
+use super::tpm::TPM_SOCKET;
+
 const QMP_SOCKET: &str = "qmp.sock";
 const BUS_SOCKET: &str = "bus.sock";
 const PID: &str = "pid";
 const LOG: &str = "qemu.log";
+const TPM_PID: &str = "tpm.pid";
+const TPM_LOG: &str = "tpm.log";
 /// Longest log that is kept.
 const MAX_LOG: u64 = 4 * 1024 * 1024;
 /// Longest note of a process.
@@ -63,6 +68,11 @@ impl RuntimeFolder {
         Ok(Self { path: path.into(), folder: rustix::fs::open(path, flags, Mode::empty())? })
     }
 
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Where the starting process writes who it is.
     pub(crate) fn pid_file(&self) -> PathBuf {
         self.path.join(PID)
@@ -76,6 +86,16 @@ impl RuntimeFolder {
     /// A socket that QEMU will connect to the guest's port of the bus.
     pub(crate) fn listen_bus_port(&self) -> io::Result<UnixListener> {
         self.listen(BUS_SOCKET)
+    }
+
+    /// Where a starting TPM writes who it is.
+    pub(super) fn tpm_pid_file(&self) -> PathBuf {
+        self.path.join(TPM_PID)
+    }
+
+    /// A socket on which the TPM will answer QEMU.
+    pub(super) fn listen_tpm(&self) -> io::Result<UnixListener> {
+        self.listen(TPM_SOCKET)
     }
 
     /// Connects to QEMU's monitor. Waits for as long as QEMU takes nobody: the caller has a deadline.
@@ -99,10 +119,26 @@ impl RuntimeFolder {
         Ok(path)
     }
 
+    /// An empty log for the TPM.
+    pub(super) fn new_tpm_log(&self) -> io::Result<PathBuf> {
+        let path = self.path.join(TPM_LOG);
+        File::options().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+        Ok(path)
+    }
+
     /// The last `lines` lines QEMU wrote.
     pub(crate) fn log_tail(&self, lines: usize) -> String {
+        self.tail_of(LOG, lines)
+    }
+
+    /// The last `lines` lines the TPM wrote.
+    pub(crate) fn tpm_log_tail(&self, lines: usize) -> String {
+        self.tail_of(TPM_LOG, lines)
+    }
+
+    fn tail_of(&self, name: &str, lines: usize) -> String {
         // A reason is not worth a second failure: a log that cannot be read has nothing to say.
-        let Ok(text) = self.read_log() else { return String::new() };
+        let Ok(text) = self.read_log(name) else { return String::new() };
         let text = String::from_utf8_lossy(&text);
         let all: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
         all[all.len().saturating_sub(lines)..].join("; ")
@@ -120,7 +156,16 @@ impl RuntimeFolder {
 
     /// The QEMU that was started last, unless it was ended in order or before the host was started over.
     pub(crate) fn stamp(&self) -> Option<ProcessStamp> {
-        let text = self.read_pid()?;
+        self.stamp_in(PID)
+    }
+
+    /// Its TPM, likewise.
+    pub(super) fn tpm_stamp(&self) -> Option<ProcessStamp> {
+        self.stamp_in(TPM_PID)
+    }
+
+    fn stamp_in(&self, name: &str) -> Option<ProcessStamp> {
+        let text = self.read_pid(name)?;
         let (boot, stat) = text.split_once('\n')?;
         (boot == boot_id().ok()?).then_some(())?;
         ProcessStamp::parse(stat)
@@ -128,14 +173,14 @@ impl RuntimeFolder {
 
     /// Whether a QEMU was started here and not ended in order: since the host was started, or before.
     pub(crate) fn leftover(&self) -> Option<Leftover> {
-        let text = self.read_pid()?;
+        let text = self.read_pid(PID)?;
         let same_boot = boot_id().is_ok_and(|boot| text.lines().next() == Some(boot.as_str()));
         Some(if same_boot { Leftover::ThisBoot } else { Leftover::EarlierBoot })
     }
 
     /// Notes that QEMU was ended in order.
     pub(crate) fn forget_process(&self) {
-        for name in [PID, QMP_SOCKET, BUS_SOCKET] {
+        for name in [PID, QMP_SOCKET, BUS_SOCKET, TPM_PID, TPM_SOCKET] {
             if let Err(error) = fs::remove_file(self.path.join(name))
                 && error.kind() != io::ErrorKind::NotFound
             {
@@ -144,9 +189,9 @@ impl RuntimeFolder {
         }
     }
 
-    fn read_pid(&self) -> Option<String> {
+    fn read_pid(&self, name: &str) -> Option<String> {
         let mut text = String::new();
-        File::open(self.pid_file()).ok()?.take(MAX_PID).read_to_string(&mut text).ok()?;
+        File::open(self.path.join(name)).ok()?.take(MAX_PID).read_to_string(&mut text).ok()?;
         Some(text)
     }
 
@@ -181,8 +226,8 @@ impl RuntimeFolder {
         format!("/proc/self/fd/{}/{name}", self.folder.as_raw_fd()).into()
     }
 
-    fn read_log(&self) -> io::Result<Vec<u8>> {
-        let mut file = File::open(self.path.join(LOG))?;
+    fn read_log(&self, name: &str) -> io::Result<Vec<u8>> {
+        let mut file = File::open(self.path.join(name))?;
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
         let mut text = Vec::new();

@@ -1,4 +1,4 @@
-//! One QEMU with all that hangs on it: its process, its monitor, its display, its port of the bus.
+//! One QEMU with all that hangs on it: its process, its TPM's, its monitor, its display, its port of the bus.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -14,7 +14,7 @@ use super::holds::Holds;
 use crate::bus::{BusMemory, BusShared, Plugged};
 use crate::definition::Bus;
 use crate::display::{Display, Link};
-use crate::engine::{BUS_CHARDEV, Event, Exit, Inherited, Process, Qmp, QmpError, RuntimeFolder};
+use crate::engine::{BUS_CHARDEV, Event, Exit, Inherited, Process, Qmp, QmpError, RuntimeFolder, TpmPlan, start_tpm};
 use crate::host::Deadlines;
 use crate::memory::Account;
 
@@ -25,6 +25,8 @@ const REASON_LINES: usize = 6;
 #[derive(Debug)]
 pub(super) struct Machine {
     process: Process,
+    /// None when it has none, or its end has been told.
+    tpm: Option<Process>,
     folder: Arc<RuntimeFolder>,
     deadlines: Deadlines,
     /// None while QEMU does not answer.
@@ -44,12 +46,13 @@ pub(crate) struct Connections {
 }
 
 /// The QEMU to start.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Plan<'a> {
     pub(super) qemu: &'a Path,
     pub(super) arguments: &'a [String],
     pub(super) allocator: Option<&'a str>,
     pub(super) bus: Bus,
+    pub(super) tpm: Option<TpmPlan>,
 }
 
 #[derive(Debug)]
@@ -67,6 +70,8 @@ pub(super) enum Happening {
     MonitorLost,
     /// Its display ended, but it did not.
     DisplayLost,
+    /// Its TPM ended, but it did not; how, in words.
+    TpmLost(String),
     /// It ended.
     Ended(Exit),
 }
@@ -99,11 +104,21 @@ impl Machine {
     ) -> Result<Self, String> {
         let memory = (plan.bus.enabled && plan.bus.memory > 0).then(|| BusMemory::create(plan.bus.memory)).transpose();
         let memory = memory.map_err(|error| format!("cannot make the memory of the bus: {error}"))?;
+        let tpm = match &plan.tpm {
+            Some(tpm) => Some(start_tpm_alone(tpm, &folder, deadlines).await?),
+            None => None,
+        };
         let inherited = inherited(plan.bus, &folder, memory.as_ref())
             .map_err(|error| format!("cannot make QEMU's sockets: {error}"))?;
-        let process = Process::start(plan.qemu, plan.arguments, &folder, plan.allocator, inherited)
-            .map_err(|error| format!("cannot start {}: {error}", plan.qemu.display()))?;
-        let mut machine = Self::new(process, folder, memory, connections, deadlines);
+        let process = match Process::start(plan.qemu, plan.arguments, &folder, plan.allocator, inherited) {
+            Ok(process) => process,
+            Err(error) => {
+                // Without QEMU it would wait for ever.
+                tpm.iter().for_each(Process::kill);
+                return Err(format!("cannot start {}: {error}", plan.qemu.display()));
+            }
+        };
+        let mut machine = Self::new(process, tpm, folder, memory, connections, deadlines);
         match machine.connect(deadlines.start).await {
             Ok(()) => Ok(machine),
             Err(reason) => {
@@ -124,11 +139,13 @@ impl Machine {
             tracing::warn!(pid = process.pid(), %error, "the memory of the bus is out of reach; its port does without");
             None
         });
-        Ok(Ok(Self::new(process, folder, memory, connections, deadlines)))
+        let tpm = Process::find_tpm(&folder)?;
+        Ok(Ok(Self::new(process, tpm, folder, memory, connections, deadlines)))
     }
 
     fn new(
         process: Process,
+        tpm: Option<Process>,
         folder: RuntimeFolder,
         memory: Option<BusMemory>,
         connections: &Connections,
@@ -136,7 +153,7 @@ impl Machine {
     ) -> Self {
         let folder = Arc::new(folder);
         let plugged = connections.bus.plug_in(folder.clone(), memory);
-        Self { process, folder, deadlines, monitor: None, link: None, _plugged: plugged }
+        Self { process, tpm, folder, deadlines, monitor: None, link: None, _plugged: plugged }
     }
 
     /// Opens the monitor, unless it is open.
@@ -199,12 +216,23 @@ impl Machine {
                 None => std::future::pending().await,
             }
         };
+        let tpm = async {
+            match &self.tpm {
+                Some(tpm) => tpm.ended().await,
+                None => std::future::pending().await,
+            }
+        };
         // Whatever is not taken now is still there the next time.
         tokio::select! {
             biased;
             exit = self.process.ended() => Happening::Ended(exit),
             event = event => event.map_or_else(|| { self.monitor = None; Happening::MonitorLost }, Happening::Event),
             () = display => Happening::DisplayLost,
+            exit = tpm => {
+                self.tpm = None;
+                let said = self.folder.tpm_log_tail(REASON_LINES);
+                Happening::TpmLost(format!("swtpm ended {exit}{}{said}", if said.is_empty() { "" } else { ": " }))
+            }
         }
     }
 
@@ -251,6 +279,7 @@ impl Machine {
             }
         };
         if listens && timeout(self.deadlines.end, self.process.ended()).await.is_ok() {
+            self.end_tpm().await;
             self.folder.forget_process();
             return Ok(());
         }
@@ -270,6 +299,7 @@ impl Machine {
                 .map_err(|_| format!("QEMU (process {}) does not end even when killed", self.process.pid()))?,
         };
         let reason = self.obituary(exit);
+        self.end_tpm().await;
         self.folder.forget_process();
         Ok(End { told: told.is_some(), reason })
     }
@@ -283,7 +313,19 @@ impl Machine {
     /// Forgets a process that has ended.
     pub(super) async fn bury(mut self) {
         self.detach().await;
+        self.end_tpm().await;
         self.folder.forget_process();
+    }
+
+    /// Waits for the TPM, which ends after QEMU: the next one must find its state free.
+    async fn end_tpm(&mut self) {
+        let Some(tpm) = self.tpm.take() else { return };
+        if timeout(self.deadlines.command, tpm.ended()).await.is_err() {
+            tracing::warn!(pid = tpm.pid(), "the TPM does not end with QEMU and is killed");
+            tpm.kill();
+            // One that does not even end now holds its state; the next start says so.
+            let _ = timeout(self.deadlines.end, tpm.ended()).await;
+        }
     }
 
     /// Lets go of the display; its monitors are dark when this returns.
@@ -300,6 +342,16 @@ pub(super) struct End {
     /// Whether it had ended by itself before.
     told: bool,
     reason: String,
+}
+
+/// Starts the TPM; one that was left without a QEMU is ended first.
+async fn start_tpm_alone(plan: &TpmPlan, folder: &RuntimeFolder, deadlines: Deadlines) -> Result<Process, String> {
+    let told = |error: io::Error| format!("cannot start the TPM ({}): {error}", plan.program.display());
+    if let Some(left) = Process::find_tpm(folder).map_err(told)? {
+        left.kill();
+        let _ = timeout(deadlines.end, left.ended()).await;
+    }
+    start_tpm(plan, folder).map_err(told)
 }
 
 /// What QEMU is given: sockets that listen already, and the memory of the bus.

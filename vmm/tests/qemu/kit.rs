@@ -90,7 +90,7 @@ pub(crate) fn firmware(name: &str) -> Definition {
     Definition {
         memory: 64,
         accelerator: Accelerator::Tcg,
-        network: Network::None,
+        network: Network::none(),
         ..Definition::new(name, Uuid::from_u128(rand()))
     }
 }
@@ -238,6 +238,12 @@ impl Picture {
             Ok(()) => format!("the screen is in {}", path.display()),
             Err(error) => format!("the screen cannot be kept: {error}"),
         }
+    }
+
+    /// So many of its lines.
+    pub(crate) fn top(&self, lines: usize) -> Self {
+        let length = (self.size.width as usize * 4 * lines).min(self.pixels.len());
+        Self { size: self.size, pixels: self.pixels[..length].to_vec() }
     }
 
     /// Whether there is more on it than a cursor and a few words.

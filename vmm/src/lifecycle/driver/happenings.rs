@@ -95,6 +95,11 @@ impl Driver {
                 }
                 self.next_attach = Some(Instant::now() + RETRY_AFTER);
             }
+            Happening::TpmLost(how) => {
+                tracing::warn!(reason = how, "the TPM ended");
+                self.tpm_failure = Some(format!("{how}; the guest has no TPM until the VM is started anew"));
+                self.look().await;
+            }
             Happening::Ended(exit) => self.handle_end(exit).await,
         }
     }
@@ -155,7 +160,7 @@ impl Driver {
         }
         match state {
             Ok(RunState::Running | RunState::Suspended) => {
-                self.enter(VmState::Running, None);
+                self.enter(VmState::Running, self.tpm_failure.clone());
             }
             Ok(RunState::Paused(why)) => self.enter(VmState::Paused, why.map(Into::into)),
             Ok(RunState::DiskFailed) => {

@@ -83,6 +83,8 @@ pub(crate) struct Driver {
     host: Arc<HostShared>,
     definition: DefinitionFile,
     runtime: PathBuf,
+    /// Where its devices keep their things.
+    devices: PathBuf,
     connections: Connections,
     messages: mpsc::Receiver<Message>,
     status: watch::Sender<Status>,
@@ -99,6 +101,8 @@ pub(crate) struct Driver {
     disk_failure: Option<String>,
     /// Whether an earlier gateway may have left QEMU with other disks than the definition has.
     uncorrected: bool,
+    /// How the TPM ended, when QEMU goes on without.
+    tpm_failure: Option<String>,
     next_heartbeat: Instant,
     next_attach: Option<Instant>,
 }
@@ -118,13 +122,15 @@ impl Driver {
         messages: mpsc::Receiver<Message>,
         status: watch::Sender<Status>,
     ) -> Self {
-        let runtime = host.config.runtime.join(definition.current().uuid.to_string());
+        let uuid = definition.current().uuid.to_string();
+        let (runtime, devices) = (host.config.runtime.join(&uuid), host.config.devices.join(&uuid));
         let state = status.borrow().state;
         let next_heartbeat = Instant::now() + host.config.deadlines.heartbeat;
         Self {
             host,
             definition,
             runtime,
+            devices,
             connections,
             messages,
             status,
@@ -137,6 +143,7 @@ impl Driver {
             job: None,
             disk_failure: None,
             uncorrected: true,
+            tpm_failure: None,
             next_heartbeat,
             next_attach: None,
         }

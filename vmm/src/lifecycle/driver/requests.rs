@@ -11,7 +11,10 @@ use super::{Driver, RequestId, Trouble, VmState};
 use crate::accelerator::AcceleratorReport;
 use crate::definition::{Accelerator, Definition, sync_folder};
 use crate::disks::{is_block_device, require_free};
-use crate::engine::{DISPLAY_DEVICE, Launch, MONITORS_IN_ORDER, QmpError, RuntimeFolder, arguments};
+use crate::engine::{
+    DISPLAY_DEVICE, Launch, MONITORS_IN_ORDER, QmpError, RuntimeFolder, TpmPlan, arguments, check_network,
+    connect_network, flash,
+};
 use crate::lifecycle::machine::{Machine, Plan};
 use crate::memory::{Hardware, hyper_v_obstacle};
 
@@ -31,6 +34,7 @@ impl Driver {
         self.enter(VmState::Starting, None);
         (self.disk_failure, self.uncorrected) = (None, false);
         let definition = self.definition.current();
+        self.tpm_failure = None;
         if let Some(left) = self.machine.take() {
             left.end_by_force().await.map_err(Trouble::Failed)?;
         }
@@ -46,18 +50,27 @@ impl Driver {
         {
             return Err(Trouble::Failed(obstacle));
         }
+        let deadline = self.host.config.deadlines.command;
+        check_network(&definition, deadline).await.map_err(Trouble::Failed)?;
         let folder = RuntimeFolder::create(&self.runtime)
             .map_err(|error| Trouble::Failed(format!("runtime folder {}: {error}", self.runtime.display())))?;
-        let launch = self.launch(&definition, report.accelerator).await;
+        let launch = self.launch(&definition, report.accelerator).await.map_err(Trouble::Failed)?;
         let plan = Plan {
             qemu: &self.host.qemu,
             arguments: &arguments(&definition, &launch),
             allocator: launch.allocator(definition.monitors),
             bus: definition.bus,
+            tpm: definition.tpm.is_some().then(|| self.tpm()),
         };
         let machine = Machine::start(plan, folder, &self.connections, self.host.config.deadlines).await;
         let machine = self.machine.insert(machine.map_err(Trouble::Failed)?);
         self.status.send_modify(|status| status.pid = Some(machine.pid()));
+        if let Err(reason) = connect_network(&definition, deadline).await {
+            if let Some(machine) = self.machine.take() {
+                machine.end_by_force().await.map_err(Trouble::Failed)?;
+            }
+            return Err(Trouble::Failed(reason));
+        }
         self.look_at_port().await;
         self.attach().await;
         Ok(report.accelerator)
@@ -71,11 +84,17 @@ impl Driver {
         })
     }
 
-    async fn launch(&self, definition: &Definition, accelerator: Accelerator) -> Launch {
+    fn tpm(&self) -> TpmPlan {
+        let program = self.host.config.swtpm.clone().unwrap_or_else(|| "swtpm".into());
+        TpmPlan { program, state: self.devices.join("tpm") }
+    }
+
+    async fn launch(&self, definition: &Definition, accelerator: Accelerator) -> Result<Launch, String> {
         let block_devices =
             definition.disks.iter().map(|disk| disk.source.path().is_some_and(is_block_device)).collect();
         let version = if definition.monitors > MONITORS_IN_ORDER { self.host.version().await } else { None };
-        Launch { accelerator, block_devices, version }
+        let flash = flash(definition.firmware, &self.devices)?;
+        Ok(Launch { accelerator, block_devices, flash, version })
     }
 
     /// The last step of a start; a QEMU that cannot even do this is ended.
@@ -132,6 +151,7 @@ impl Driver {
             removed(sync_folder(folder))?;
         }
         removed(fs::remove_dir_all(&self.runtime))?;
+        removed(fs::remove_dir_all(&self.devices))?;
         self.enter(VmState::Deleted, None);
         tracing::info!("deleted");
         Ok(())
