@@ -5,6 +5,7 @@
 //! With `FANLIGHT_TEST_LONG=1` those that look for what happens seldom look longer.
 
 mod bus;
+mod checkpoints;
 mod command_line;
 mod demo;
 mod display;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         hostile::journeys(),
         memory::journeys(),
         lifecycle::journeys(),
+        checkpoints::journeys(),
         display::journeys(),
         demo::journeys(),
         resize::journeys(),

@@ -149,20 +149,37 @@ impl Gateway {
     ///
     /// What the gateway says.
     pub fn create_guest_on(&self, name: &str, machine: Machine) -> Result<Guest> {
+        self.create(name, machine, None)
+    }
+
+    /// Creates a VM with the console guest and an empty disk of 64 MiB that keeps checkpoints, switched off.
+    ///
+    /// # Errors
+    ///
+    /// What the gateway says.
+    pub fn create_guest_with_disk(&self, name: &str) -> Result<Guest> {
+        self.create(name, Machine::default(), Some(&self.state.join(format!("{name}.qcow2"))))
+    }
+
+    fn create(&self, name: &str, machine: Machine, disk: Option<&Path>) -> Result<Guest> {
         let under_test = environment()?;
         let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned();
         let Machine { network, memory, tables, parameters } = machine;
         let memory = memory.map_or_else(|| "256".to_owned(), Memory::in_toml);
         let network = if network { "user" } else { "none" };
         let cmdline = format!("{} {parameters}", under_test.cmdline);
-        let definition = format!(
+        let mut definition = format!(
             "name = {name:?}\nuuid = {uuid:?}\nmemory = {memory}\nnetwork = {network:?}\n{tables}\n\
              [boot]\nkernel = {:?}\ninitrd = {:?}\ncmdline = {:?}\n",
             under_test.kernel,
             under_test.initrd,
             cmdline.trim_end()
         );
-        self.api().post("/v1/vms", &json!({ "definition": definition }))?;
+        let disks: Vec<Value> = disk.iter().map(|path| json!({ "path": path, "size": 64 << 20 })).collect();
+        if let Some(path) = disk {
+            definition += &format!("[[disk]]\npath = {path:?}\nformat = \"qcow2\"\n");
+        }
+        self.api().post("/v1/vms", &json!({ "definition": definition, "disks": disks }))?;
         Ok(Guest::new(self.api(), name, &uuid))
     }
 
