@@ -103,7 +103,7 @@ mod tests {
                 let path = self.0.join(name);
                 let made = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&path).arg("1M").status();
                 assert!(made.expect("qemu-img runs").success());
-                SnapshotDisk { node: String::new(), path }
+                SnapshotDisk { id: String::new(), path }
             });
             let program = QemuImg::beside(Path::new("qemu"));
             Images { program, disks: disks.collect(), deadline: Duration::from_secs(60) }
@@ -171,7 +171,7 @@ mod tests {
         let folder = Folder::new("fails");
         let mut images = folder.images(&["a.qcow2"]);
         let first = images.clone();
-        images.disks.push(SnapshotDisk { node: String::new(), path: folder.0.join("missing.qcow2") });
+        images.disks.push(SnapshotDisk { id: String::new(), path: folder.0.join("missing.qcow2") });
         images.save(&tag("a")).await.expect_err("no such image");
         assert_eq!(first.list().await.expect("listed"), []);
     }

@@ -16,7 +16,8 @@ use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::{Part, Snapshot, SnapshotDisk, SnapshotTag, assemble};
-use crate::engine::{Qmp, QmpError};
+use crate::engine::{Qmp, QmpError, node_name};
+use crate::lifecycle::disks::Drives;
 
 const SAVE: &str = "snapshot-save";
 const LOAD: &str = "snapshot-load";
@@ -45,8 +46,9 @@ pub(in crate::lifecycle) struct Jobs {
 impl Jobs {
     /// The snapshots of the VM, oldest first.
     pub(in crate::lifecycle) async fn list(&self) -> Result<Vec<Snapshot>, QmpError> {
-        let nodes = self.nodes().await?;
-        Ok(assemble(self.disks.iter().map(|disk| (disk, parts(&nodes, &disk.node)))))
+        let (names, nodes) = (self.names().await?, self.nodes().await?);
+        let parts = names.iter().map(|name| parts(&nodes, name));
+        Ok(assemble(self.disks.iter().zip(parts)))
     }
 
     /// The same, once a job that an earlier gateway began has ended.
@@ -90,11 +92,11 @@ impl Jobs {
         self.wait_for_others().await?;
         self.forget_concluded().await?;
         let id = format!("{JOB}{}", Uuid::new_v4());
-        let nodes: Vec<&str> = self.disks.iter().map(|disk| disk.node.as_str()).collect();
-        let mut arguments = json!({ "job-id": id, "tag": tag, "devices": nodes });
+        let names = self.names().await?;
+        let mut arguments = json!({ "job-id": id, "tag": tag, "devices": names });
         match command {
-            SAVE => arguments["vmstate"] = json!(nodes.first()),
-            LOAD => arguments["vmstate"] = json!(self.keeper_of(tag).await?),
+            SAVE => arguments["vmstate"] = json!(names.first()),
+            LOAD => arguments["vmstate"] = json!(self.keeper_of(tag, &names).await?),
             _ => {}
         }
         self.execute(command, arguments).await?;
@@ -112,12 +114,18 @@ impl Jobs {
         }
     }
 
-    /// The disk whose file has the memory of a snapshot: another may have been the first when it was saved.
-    async fn keeper_of(&self, tag: &SnapshotTag) -> Result<Option<&str>, QmpError> {
+    /// The node of the disk whose file has the memory of a snapshot: another disk may have been the first when it was saved.
+    async fn keeper_of<'a>(&self, tag: &SnapshotTag, names: &'a [String]) -> Result<Option<&'a String>, QmpError> {
         let nodes = self.nodes().await?;
-        let keeps = |node: &str| parts(&nodes, node).iter().any(|part| part.name == tag.as_str() && part.memory > 0);
-        let keeper = self.disks.iter().map(|disk| disk.node.as_str()).find(|node| keeps(node));
-        Ok(keeper.or(self.disks.first().map(|disk| disk.node.as_str())))
+        let keeps = |name: &str| parts(&nodes, name).iter().any(|part| part.name == tag.as_str() && part.memory > 0);
+        Ok(names.iter().find(|name| keeps(name)).or(names.first()))
+    }
+
+    /// The nodes that have the bytes of the disks: a disk that moved has another than at the start.
+    async fn names(&self) -> Result<Vec<String>, QmpError> {
+        let drives = Drives::of_qmp(&self.execute("query-block", json!({})).await?);
+        let name = |disk: &SnapshotDisk| drives.node(&disk.id).map_or_else(|| node_name(&disk.id, 0), Into::into);
+        Ok(self.disks.iter().map(name).collect())
     }
 
     async fn nodes(&self) -> Result<Vec<NodeInfo>, QmpError> {
@@ -235,7 +243,7 @@ mod tests {
                 job["id"] = id.clone();
                 json!([{ "id": "another", "status": "running" }, job])
             }
-            "query-named-block-nodes" => json!([]),
+            "query-named-block-nodes" | "query-block" => json!([]),
             "job-dismiss" => {
                 id = Value::Null;
                 json!({})
@@ -318,7 +326,29 @@ mod tests {
         assert!(parts(&nodes, "image1").is_empty() && parts(&entries(&json!({})), "image0").is_empty());
     }
 
-    fn disk(node: &str) -> SnapshotDisk {
-        SnapshotDisk { node: node.into(), path: "/a".into() }
+    #[tokio::test]
+    async fn a_disk_that_moved_is_saved_where_it_is() {
+        let (names, seen) = tokio::sync::oneshot::channel();
+        let mut names = Some(names);
+        let stream = obliging_qemu(move |command, arguments| match command {
+            "query-block" => json!([
+                { "qdev": "/machine/peripheral/disk0/virtio-backend", "inserted": { "node-name": "disk0.3" } },
+                { "qdev": "disk1", "inserted": { "node-name": "disk1.0" } },
+            ]),
+            "snapshot-save" => {
+                let devices = (arguments["devices"].clone(), arguments["vmstate"].clone());
+                names.take().map(|names| names.send(devices));
+                json!({})
+            }
+            _ => json!([]),
+        });
+        let (qmp, _) = Qmp::open(stream, DEADLINE).await.expect("opens");
+        let jobs = Jobs { qmp: Arc::new(qmp), disks: vec![disk("disk0"), disk("disk1")], deadline: DEADLINE };
+        jobs.save(&tag("a")).await.expect_err("this QEMU has no jobs");
+        assert_eq!(seen.await.expect("asked"), (json!(["disk0.3", "disk1.0"]), json!("disk0.3")));
+    }
+
+    fn disk(id: &str) -> SnapshotDisk {
+        SnapshotDisk { id: id.into(), path: "/a".into() }
     }
 }

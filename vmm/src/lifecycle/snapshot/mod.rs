@@ -18,7 +18,6 @@ use serde::{Deserialize, Serialize};
 
 use super::state::as_unix_seconds;
 use crate::definition::{Definition, DiskFormat};
-use crate::engine::node_name;
 
 pub(super) use images::Images;
 pub(super) use jobs::Jobs;
@@ -57,8 +56,8 @@ pub struct Snapshot {
 /// A disk that belongs to a VM's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SnapshotDisk {
-    /// QEMU's name of its contents.
-    pub(super) node: String,
+    /// Its name in the definition.
+    pub(super) id: String,
     pub(super) path: PathBuf,
 }
 
@@ -116,7 +115,7 @@ pub(super) fn disks(definition: &Definition) -> Result<Vec<SnapshotDisk>, String
     for (index, disk) in definition.disks.iter().enumerate().filter(|(_, disk)| !disk.readonly) {
         match disk.source.path() {
             Some(path) if disk.format == DiskFormat::Qcow2 => {
-                disks.push(SnapshotDisk { node: node_name(&disk.id, 0), path: path.into() });
+                disks.push(SnapshotDisk { id: disk.id.clone(), path: path.into() });
             }
             _ => obstacles.push(format!("disk {} ({})", index + 1, disk.source)),
         }
@@ -193,8 +192,8 @@ mod tests {
         };
         let (qcow2, raw) = (disk(DiskFormat::Qcow2, false), disk(DiskFormat::Raw, false));
         let disks = of(&[disk(DiskFormat::Raw, true), qcow2.clone(), qcow2.clone()]).expect("all of them can");
-        let nodes: Vec<&str> = disks.iter().map(|disk| disk.node.as_str()).collect();
-        assert_eq!(nodes, ["disk1.0", "disk2.0"]);
+        let names: Vec<&str> = disks.iter().map(|disk| disk.id.as_str()).collect();
+        assert_eq!(names, ["disk1", "disk2"]);
         let reason = of(&[qcow2.clone(), raw.clone()]).expect_err("the second is raw");
         assert_eq!(reason, "disk 2 (/Raw.false) is writable and no qcow2 file of this host, so it keeps no snapshots");
         let reason = of(&[raw.clone(), qcow2, raw]).expect_err("two are raw");
@@ -206,7 +205,7 @@ mod tests {
 
     #[test]
     fn what_several_images_say_is_one_list() {
-        let disk = |path: &str| SnapshotDisk { node: String::new(), path: path.into() };
+        let disk = |path: &str| SnapshotDisk { id: String::new(), path: path.into() };
         let part = |name: &str, memory, seconds| {
             let taken = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
             Part { name: name.into(), memory, taken }
