@@ -37,6 +37,7 @@ impl Plug {
 
     /// Attaches a disk. When that fails nothing of it is left.
     pub(crate) async fn attach(&self, disk: &Disk, controllers: &Controllers) -> Result<(), QmpError> {
+        self.remove_unused(&disk.id).await?;
         let name = self.open(disk, 0).await?;
         let device = device(disk, controllers, name.as_deref(), None);
         match self.execute("device_add", device).await {
@@ -53,7 +54,8 @@ impl Plug {
         let drives = self.drives().await?;
         self.execute("device_del", json!({ "id": id })).await?;
         let deadline = Instant::now() + RELEASE;
-        while self.has_device(id).await? {
+        // It is out of the guest's sight before QEMU has ended what the guest had asked of it.
+        while self.has_device(id).await? || self.drives().await?.has(id) {
             if Instant::now() > deadline {
                 let reason = format!("the guest has not let go of it within {} s", RELEASE.as_secs());
                 return Err(QmpError::Refused { command: "device_del".into(), reason });
@@ -95,7 +97,7 @@ impl Plug {
     }
 
     /// Removes the nodes of a disk that has no device: what a gateway left that ended half-way.
-    pub(crate) async fn remove_unused(&self, id: &str) -> Result<(), QmpError> {
+    async fn remove_unused(&self, id: &str) -> Result<(), QmpError> {
         let nodes = self.execute("query-named-block-nodes", json!({ "flat": true })).await?;
         let names = nodes.as_array().into_iter().flatten().filter_map(|node| node["node-name"].as_str());
         for name in names.filter(|name| parse_node_name(name).is_some_and(|(disk, _)| disk == id)) {

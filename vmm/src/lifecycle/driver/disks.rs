@@ -157,10 +157,7 @@ async fn correct(plug: &Plug, correction: &Correction, definition: &Definition) 
     match correction {
         Correction::Unplug(id) => plug.detach(id).await,
         Correction::Plug(id) => match disk(id) {
-            Some(disk) => {
-                plug.remove_unused(id).await?;
-                plug.attach(disk, &definition.controllers).await
-            }
+            Some(disk) => plug.attach(disk, &definition.controllers).await,
             None => Ok(()),
         },
         Correction::ChangeMedium(id) => match disk(id) {
