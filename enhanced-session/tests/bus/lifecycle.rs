@@ -8,6 +8,7 @@ use enhanced_session::endpoint::{
     ChannelId, Disconnect, Event, MAX_CHANNELS, MAX_SUBCHANNELS, OfferError, OpenError, Preference, SendError,
     Transport,
 };
+use enhanced_session::message::Message;
 
 use crate::pair::{Habit, Pair, TRANSPORTS};
 use crate::raw::Raw;
@@ -240,6 +241,27 @@ fn unloading_stops_everything_until_the_next_step() {
         pair.guest.open(id, Preference::Ring).expect("it is offered");
         pair.run();
         assert!(pair.talks(id));
+    }
+}
+
+#[test]
+fn what_a_guest_says_before_it_goes_is_heard_however_it_arrives() {
+    for transport in TRANSPORTS {
+        let (mut pair, id) = opened(transport);
+        pair.guest.send(id, b"last words".to_vec()).expect("it is free");
+        // All of it comes at once.
+        while pair.transmit() {}
+        pair.guest.unload();
+        while pair.transmit() {}
+        while pair.deliver() {}
+        assert_eq!(pair.host.poll_event(), Some(Event::Readable(id)));
+        assert_eq!(pair.host.receive(id), Some(Message::Data(b"last words".to_vec())));
+        let closed = Event::Closed { id, reason: Reason::ServiceGone };
+        assert_eq!(
+            [pair.host.poll_event(), pair.host.poll_event()],
+            [Some(closed), Some(Event::Disconnected(Disconnect::Unloaded))]
+        );
+        assert_eq!((pair.host.poll_event(), pair.host.receive(id)), (None, None));
     }
 }
 

@@ -7,7 +7,7 @@ use crate::control::{
 use crate::region::SharedMemory;
 use crate::ring::ring_tag;
 
-use super::super::event::{Agent, Disconnect, Event, PeerInfo};
+use super::super::event::{Agent, Event, PeerInfo};
 use super::super::pipe::RingPipe;
 use super::super::{CLASS_MINOR, ChannelId, Complaint, MAX_OPEN, MAX_SUBCHANNELS};
 use super::offers::{Channel, Standing};
@@ -46,7 +46,8 @@ impl<M: SharedMemory> Host<M> {
             ControlMessage::Released { channel } => self.handle_released(channel),
             ControlMessage::Unload => {
                 self.end.link.answer(txid, &ControlMessage::Unloaded);
-                self.disconnect(Disconnect::Unloaded);
+                // What it said before is in the channels yet.
+                self.farewell = true;
                 Ok(())
             }
             ControlMessage::Subchannel { channel, count } => self.handle_subchannel(channel, count),

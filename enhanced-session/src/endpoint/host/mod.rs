@@ -76,6 +76,8 @@ pub struct Host<M> {
     unreleased: BTreeMap<u32, Vec<Grant>>,
     resting: Vec<Resting>,
     quiescing: Option<Quiescing>,
+    /// The guest has said that it goes: it is away when what it said before has been taken.
+    farewell: bool,
 }
 
 /// A checkpoint waits for what is under way.
@@ -113,6 +115,7 @@ impl<M: SharedMemory> Host<M> {
             unreleased: BTreeMap::new(),
             resting: Vec::new(),
             quiescing: None,
+            farewell: false,
         }
     }
 
@@ -185,8 +188,11 @@ impl<M: SharedMemory> Host<M> {
         self.end.poll_transmit(out)
     }
 
-    /// What happened next.
+    /// What happened next. Take the messages of a channel that is readable before you ask again.
     pub fn poll_event(&mut self) -> Option<Event> {
+        if self.end.events.is_empty() && self.farewell {
+            self.disconnect(Disconnect::Unloaded);
+        }
         self.end.events.pop_front()
     }
 
@@ -345,6 +351,9 @@ impl<M: SharedMemory> Host<M> {
     }
 
     fn handle_heard(&mut self, heard: Heard) {
+        if self.farewell {
+            self.disconnect(Disconnect::Unloaded);
+        }
         match heard {
             Heard::Lost(why) => self.disconnect(why),
             Heard::Control(txid, message) => {
@@ -366,6 +375,7 @@ impl<M: SharedMemory> Host<M> {
 
     /// The guest is not there any more, if it was.
     fn disconnect(&mut self, why: Disconnect) {
+        let why = if std::mem::take(&mut self.farewell) { Disconnect::Unloaded } else { why };
         self.end.close_all();
         self.quiesced(false);
         self.forget_guest();
