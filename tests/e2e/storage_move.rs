@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use fanlight_tests::gateway::Gateway;
+use fanlight_tests::wait::{Look, wait_until};
 use serde_json::Value;
 
 use crate::harness::journeys;
@@ -12,6 +14,8 @@ use crate::world::World;
 
 /// Bytes of the disk: 24 MiB at the rate below take some seconds.
 const SIZE: usize = 24 << 20;
+/// How long a move may take to begin.
+const UNDER_WAY: Duration = Duration::from_secs(60);
 
 journeys![a_disk_moves_on_when_the_gateway_is_killed_and_back_by_one_command];
 
@@ -28,6 +32,11 @@ fn a_disk_moves_on_when_the_gateway_is_killed_and_back_by_one_command(_: &World)
     let job = json(&gateway, &["disk", "move", "web01", "disk0", &second, "--rate", "6M", "--detach"])?;
     let id = job["id"].to_string();
     ensure!(job["kind"] == "disk-move" && job["vm"] == "web01", "the job is {job}");
+    // Before it is under way, a job ends with its gateway.
+    wait_until(UNDER_WAY, "the copy to be under way", || {
+        let job = json(&gateway, &["job", "show", &id])?;
+        Ok(Look::when(job["step"] == "copying", || format!("the job is {job}")))
+    })?;
     gateway.kill();
     gateway.start_again()?;
     let job = json(&gateway, &["job", "wait", &id])?;
