@@ -351,7 +351,8 @@ impl<M: SharedMemory> Host<M> {
     }
 
     fn handle_heard(&mut self, heard: Heard) {
-        if self.farewell {
+        // What is no message of its successor belongs to what the guest said before.
+        if self.farewell && matches!(heard, Heard::InStep | Heard::Control(..)) {
             self.disconnect(Disconnect::Unloaded);
         }
         match heard {
