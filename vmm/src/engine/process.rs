@@ -21,12 +21,12 @@ pub(super) const BUS_PORT_FD: i32 = 3;
 /// memory there.
 pub(crate) const BUS_MEMORY_FD: i32 = 4;
 
-/// Becomes QEMU without losing its process: moves what it was given as standard output and error to the descriptors
-/// that QEMU expects it on, notes who it is, lets go of files that our own parent left open in us (a lock or a pipe of a
-/// script would otherwise stay held), and leaves our session.
+/// Becomes QEMU, or what runs beside it, without losing its process: moves what it was given as standard output and error
+/// to the descriptors that QEMU expects it on, notes who it is, lets go of files that our own parent left open in us (a lock
+/// or a pipe of a script would otherwise stay held), and leaves our session.
 ///
-/// `$0` is the file for the note, `$1` the log, what follows QEMU and its arguments.
-const LAUNCHER: &str = r#"
+/// `$0` is the file for the note, `$1` the log, what follows the program and its arguments.
+pub(super) const LAUNCHER: &str = r#"
 set -e
 exec 3>&1 4>&2 >> "$1" 2>&1 5>&- 6>&- 7>&- 8>&- 9>&-
 shift

@@ -8,23 +8,12 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::process::Process;
+use super::process::{LAUNCHER, Process};
 use super::runtime_folder::RuntimeFolder;
 use crate::definition::make_folder;
 
 /// The name QEMU finds the socket by: it is started in the runtime folder, since paths of sockets are short.
 pub(crate) const TPM_SOCKET: &str = "tpm.sock";
-
-/// The same as QEMU's launcher, for a program that is given nothing but standard input.
-const LAUNCHER: &str = r#"
-set -e
-exec >> "$1" 2>&1 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-
-shift
-read -r boot < /proc/sys/kernel/random/boot_id
-read -r stat < /proc/$$/stat
-printf '%s\n%s\n' "$boot" "$stat" > "$0"
-exec setsid "$@"
-"#;
 
 /// The TPM to start.
 #[derive(Debug, Clone)]
