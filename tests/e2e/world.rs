@@ -10,6 +10,8 @@ use fanlight_tests::client::{Client, Connect, SEEN};
 use fanlight_tests::environment::environment;
 use fanlight_tests::gateway::{Gateway, Person};
 use fanlight_tests::guest::{Guest, Machine, at_prompt};
+use fanlight_tests::headless::touch::pdu::{CsReadyFlags, CsReadyPdu, RdpInputProtocolVersion};
+use fanlight_tests::headless::{Decode, Options};
 use fanlight_tests::keys::keysym;
 use fanlight_tests::picture::{Likeness, Picture};
 use fanlight_tests::text::{Font, Screen};
@@ -167,6 +169,20 @@ impl Desk<'_> {
     /// A client that logs on under that name.
     pub(crate) fn connect_as(&self, user: &str) -> Connect {
         Connect::to(self.gateway.address(), user, &self.person.password)
+    }
+
+    /// A client without a window and with ten fingers that asks for this guest.
+    pub(crate) fn headless(&self, size: (u16, u16), touch: CsReadyFlags) -> Options {
+        Options {
+            address: self.gateway.address(),
+            user: self.person.name.clone(),
+            password: self.person.password.clone(),
+            vm: Some(self.guest.name().to_owned()),
+            size,
+            decode: Decode::Rectangles,
+            receive_buffer: None,
+            touch: Some(CsReadyPdu::new(touch, RdpInputProtocolVersion::V300, 10)),
+        }
     }
 
     fn make_ready(&self) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Agents and gateways that are killed at any moment, while clients type, point and touch.
 
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -144,7 +145,9 @@ impl Traffic {
             move || {
                 while !stop.load(Ordering::Relaxed) {
                     // Gateways are killed: sessions end in every way that there is.
-                    let _ = run(use_session(&options, &stop, &done));
+                    if run(use_session(&options, &stop, &done)).is_err() {
+                        wait_for_gateway(options.address, &stop);
+                    }
                 }
             }
         });
@@ -161,15 +164,18 @@ impl Traffic {
     }
 }
 
+/// There may be none now. One that never comes is missed by who waits for the traffic.
+fn wait_for_gateway(address: SocketAddr, stop: &AtomicBool) {
+    let _ = wait_until(AGAIN, "a gateway", || {
+        let there = stop.load(Ordering::Relaxed) || TcpStream::connect(address).is_ok();
+        Ok(Look::when(there, || "nobody listens".to_owned()))
+    });
+}
+
 /// Taps Shift, and touches where the guest takes it.
 async fn use_session(options: &Options, stop: &AtomicBool, done: &AtomicU64) -> Result<()> {
     const LEFT_SHIFT: u8 = 0x2a;
-    let connected = Client::connect(options).await;
-    if connected.is_err() {
-        // There may be no gateway now.
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    let mut client = connected?;
+    let mut client = Client::connect(options).await?;
     let mut place = 0;
     while !stop.load(Ordering::Relaxed) {
         place = (place + 7) % 600;

@@ -12,8 +12,8 @@ mod typing;
 
 use anyhow::Result;
 use fanlight_tests::client::Client;
-use fanlight_tests::headless::touch::pdu::{CsReadyFlags, CsReadyPdu, RdpInputProtocolVersion};
-use fanlight_tests::headless::{Decode, Options};
+use fanlight_tests::headless::Options;
+use fanlight_tests::headless::touch::pdu::CsReadyFlags;
 use fanlight_tests::shell::{Port, Shell};
 use serde_json::Value;
 
@@ -41,17 +41,7 @@ const FINGERS: u8 = 10;
 
 /// A client without a window, with ten fingers.
 fn headless(desk: &Desk<'_>) -> Options {
-    let touch = CsReadyPdu::new(CsReadyFlags::empty(), RdpInputProtocolVersion::V300, FINGERS.into());
-    Options {
-        address: desk.gateway.address(),
-        user: desk.person.name.clone(),
-        password: desk.person.password.clone(),
-        vm: Some(desk.guest.name().to_owned()),
-        size: SIZE,
-        decode: Decode::Rectangles,
-        receive_buffer: None,
-        touch: Some(touch),
-    }
+    desk.headless(SIZE, CsReadyFlags::empty())
 }
 
 /// A shell that needs neither the keyboard nor the screen, for a guest with a network.

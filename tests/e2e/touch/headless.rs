@@ -6,10 +6,10 @@ use anyhow::{Result, bail, ensure};
 use fanlight_tests::client::SEEN;
 use fanlight_tests::guest::Guest;
 use fanlight_tests::headless::touch::pdu::{
-    CsReadyFlags, CsReadyPdu, DismissHoveringTouchContactPdu, PenContact, PenContactFlags, PenEventPdu, PenFlags,
-    PenFrame, RdpInputProtocolVersion, RdpeiPdu, TouchContact, TouchContactFlags, TouchEventPdu, TouchFrame,
+    CsReadyFlags, DismissHoveringTouchContactPdu, PenContact, PenContactFlags, PenEventPdu, PenFlags, PenFrame,
+    RdpeiPdu, TouchContact, TouchContactFlags, TouchEventPdu, TouchFrame,
 };
-use fanlight_tests::headless::{Client, Decode, Options, run};
+use fanlight_tests::headless::{Client, run};
 use fanlight_tests::text::Screen;
 use tokio::time::Instant;
 
@@ -136,18 +136,7 @@ fn a_client_that_misuses_touch_keeps_its_session(world: &World) -> Result<()> {
 
 /// A client with touch at that guest, whose agent is there.
 async fn connect(desk: &Desk<'_>) -> Result<Client> {
-    let flags = CsReadyFlags::ENABLE_MULTIPEN_INJECTION;
-    let mut client = Client::connect(&Options {
-        address: desk.gateway.address(),
-        user: desk.person.name.clone(),
-        password: desk.person.password.clone(),
-        vm: Some(desk.guest.name().to_owned()),
-        size: SIZE,
-        decode: Decode::Rectangles,
-        receive_buffer: None,
-        touch: Some(CsReadyPdu::new(flags, RdpInputProtocolVersion::V300, 10)),
-    })
-    .await?;
+    let mut client = Client::connect(&desk.headless(SIZE, CsReadyFlags::ENABLE_MULTIPEN_INJECTION)).await?;
     client.wait_for_touch("touch channel", |state| state.server.is_some()).await?;
     desk.guest.wait_for_size(SIZE.0.into(), SIZE.1.into())?;
     // Elsewhere than later: a guest tells its programs only what has changed.
