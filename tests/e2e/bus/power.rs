@@ -49,16 +49,16 @@ fn a_guest_goes_down_and_starts_over_by_its_agent_on_rings(_: &World) -> Result<
     ensure!(!guest.bus()?.is_connected(), "the agent was faster than the test");
     guest.request("shutdown")?;
     guest.wait_for_state("stopped")?;
-    goes_down_and_starts_over(&guest, "ring")
+    goes_down_and_starts_over(&gateway, &guest, "ring")
 }
 
 fn a_guest_goes_down_and_starts_over_by_its_agent_on_the_stream(_: &World) -> Result<()> {
     let gateway = Gateway::start()?;
     let machine = Machine { parameters: BUTTONLESS_ON_STREAM, ..Machine::default() };
-    goes_down_and_starts_over(&gateway.create_guest_on("stream", machine)?, "stream")
+    goes_down_and_starts_over(&gateway, &gateway.create_guest_on("stream", machine)?, "stream")
 }
 
-fn goes_down_and_starts_over(guest: &Guest, transport: &str) -> Result<()> {
+fn goes_down_and_starts_over(gateway: &Gateway, guest: &Guest, transport: &str) -> Result<()> {
     guest.request("start")?;
     let before = guest.wait_for_agent()?;
     ensure!(before.transports() == [transport], "its bus is {before:?}");
@@ -68,9 +68,11 @@ fn goes_down_and_starts_over(guest: &Guest, transport: &str) -> Result<()> {
     guest.wait_for_bus("the agent of the next start", came_again)?;
     ensure!(guest.pid()? == qemu && guest.state()? == "running", "it was not only started over");
 
-    // Its power button does nothing: it goes down by the agent, or not at all.
+    let log = gateway.log();
     guest.request("shutdown")?;
     ensure!(guest.state()? == "stopped", "it is {}", guest.state()?);
+    let since = gateway.log().split_off(log.len());
+    ensure!(since.contains("the guest shuts down"), "the agent did not promise it:\n{since}");
     Ok(())
 }
 

@@ -351,8 +351,8 @@ impl<M: SharedMemory> Host<M> {
     }
 
     fn handle_heard(&mut self, heard: Heard) {
-        // What is no message of its successor belongs to what the guest said before.
-        if self.farewell && matches!(heard, Heard::InStep | Heard::Control(..)) {
+        // Whoever speaks now is its successor.
+        if self.farewell {
             self.disconnect(Disconnect::Unloaded);
         }
         match heard {

@@ -26,17 +26,26 @@ pub(in crate::bus) enum ShutdownAnswer {
 /// The host's side of the class.
 #[derive(Debug, Default)]
 pub(in crate::bus) struct Shutdown {
-    /// What the guest can do, once it has said so.
-    actions: Option<Actions>,
+    guest: Guest,
     asked: VecDeque<(Action, oneshot::Sender<ShutdownAnswer>)>,
     answers: HashMap<Txid, oneshot::Sender<ShutdownAnswer>>,
     going: Option<Action>,
 }
 
+/// What is known of the guest's abilities.
+#[derive(Debug, Default)]
+enum Guest {
+    #[default]
+    Away,
+    /// The channel is open, and it says first of all what it can do.
+    Silent,
+    Can(Actions),
+}
+
 impl Shutdown {
     /// Whether the guest can be asked for `action`.
     pub(in crate::bus) fn can(&self, action: Action) -> bool {
-        self.actions.is_some_and(|actions| actions.has(action))
+        matches!(self.guest, Guest::Can(actions) if actions.has(action))
     }
 
     /// Whether the guest has said that it goes down.
@@ -44,9 +53,12 @@ impl Shutdown {
         self.going
     }
 
-    /// Asks the guest. The sender is dropped when the channel closes before the answer, or too many ask.
+    /// Asks the guest, as soon as it has said what it can do. The sender is dropped when it cannot do this, when the channel
+    /// closes before the answer, or when too many ask.
     pub(in crate::bus) fn ask(&mut self, action: Action, reply: oneshot::Sender<ShutdownAnswer>) {
-        if self.can(action) && self.asked.len() + self.answers.len() < MAX_ASKED {
+        if (self.can(action) || matches!(self.guest, Guest::Silent))
+            && self.asked.len() + self.answers.len() < MAX_ASKED
+        {
             self.asked.push_back((action, reply));
         }
     }
@@ -54,7 +66,7 @@ impl Shutdown {
 
 impl Service for Shutdown {
     fn opened(&mut self, _: Moment) {
-        *self = Self::default();
+        *self = Self { guest: Guest::Silent, ..Self::default() };
     }
 
     fn closed(&mut self) {
@@ -64,7 +76,10 @@ impl Service for Shutdown {
     fn handle(&mut self, _: Moment, message: Message) -> Result<(), Malformed> {
         match message {
             Message::Data(bytes) => match ToHost::decode(&bytes)? {
-                ToHost::Capabilities { actions } => self.actions = Some(actions),
+                ToHost::Capabilities { actions } => {
+                    self.guest = Guest::Can(actions);
+                    self.asked.retain(|(action, _)| actions.has(*action));
+                }
                 ToHost::GoingDown { action } => self.going = Some(action),
                 ToHost::Unknown(_) => {}
             },
@@ -87,6 +102,9 @@ impl Service for Shutdown {
     }
 
     fn drive(&mut self, _: Moment, channel: &mut dyn Channel) -> Result<(), Full> {
+        if matches!(self.guest, Guest::Silent) {
+            return Ok(());
+        }
         while let Some((action, _)) = self.asked.front() {
             let request =
                 Request::Down { action: *action, force: false, timeout: Duration::ZERO, message: Text::default() };
@@ -141,6 +159,25 @@ mod tests {
         shutdown.handle(clock.at(), Message::Completion(Txid(1), refused.encode())).expect("read");
         let expected = ShutdownAnswer::Refused("a program or an update holds it up: apt runs".into());
         assert_eq!(answer.try_recv(), Ok(expected));
+    }
+
+    #[test]
+    fn who_asks_before_the_guest_has_said_what_it_can_do_waits_for_that() {
+        let (clock, mut channel) = (Clock::new(), Sent::new());
+        let mut shutdown = Shutdown::default();
+        shutdown.opened(clock.at());
+        let [(reboot, mut reboots), (hibernate, mut hibernates)] = [(); 2].map(|()| oneshot::channel());
+        shutdown.ask(Action::Reboot, reboot);
+        shutdown.ask(Action::Hibernate, hibernate);
+        shutdown.drive(clock.at(), &mut channel).expect("room");
+        channel.none();
+        let actions = Actions { power_off: true, reboot: true, hibernate: false };
+        shutdown.handle(clock.at(), Message::Data(ToHost::Capabilities { actions }.encode())).expect("read");
+        assert_eq!(hibernates.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+        shutdown.drive(clock.at(), &mut channel).expect("room");
+        assert!(matches!(Request::decode(&channel.only()), Ok(Request::Down { action: Action::Reboot, .. })));
+        shutdown.handle(clock.at(), Message::Completion(Txid(1), Response::Accepted.encode())).expect("read");
+        assert_eq!(reboots.try_recv(), Ok(ShutdownAnswer::Accepted));
     }
 
     #[test]
