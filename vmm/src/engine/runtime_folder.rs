@@ -1,5 +1,5 @@
 //! The files by which a VM's QEMU is found: `qmp.sock`, `bus.sock`, `pid`, `qemu.log`; and its TPM: `tpm.sock`, `tpm.pid`,
-//! `tpm.log`.
+//! `tpm.log`. `paused` is there while a guest shall stand still whatever its disks do.
 //!
 //! They are facts of one run, never settings. `pid` holds the line of `/proc/PID/stat` and the host's boot
 //! identity, so that a number that was given to another process since is not mistaken for QEMU.
@@ -23,6 +23,7 @@ const PID: &str = "pid";
 const LOG: &str = "qemu.log";
 const TPM_PID: &str = "tpm.pid";
 const TPM_LOG: &str = "tpm.log";
+const PAUSED: &str = "paused";
 /// Longest log that is kept.
 const MAX_LOG: u64 = 4 * 1024 * 1024;
 /// Longest note of a process.
@@ -180,13 +181,27 @@ impl RuntimeFolder {
 
     /// Notes that QEMU was ended in order.
     pub(crate) fn forget_process(&self) {
-        for name in [PID, QMP_SOCKET, BUS_SOCKET, TPM_PID, TPM_SOCKET] {
+        for name in [PID, QMP_SOCKET, BUS_SOCKET, TPM_PID, TPM_SOCKET, PAUSED] {
             if let Err(error) = fs::remove_file(self.path.join(name))
                 && error.kind() != io::ErrorKind::NotFound
             {
                 tracing::warn!(file = %self.path.join(name).display(), %error, "cannot remove a runtime file");
             }
         }
+    }
+
+    /// Notes that the guest shall stand still until somebody asks otherwise, or need not.
+    pub(crate) fn keep_paused(&self, kept: bool) -> io::Result<()> {
+        let path = self.path.join(PAUSED);
+        match if kept { File::create(path).map(drop) } else { fs::remove_file(path) } {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !kept => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Whether that is noted.
+    pub(crate) fn is_kept_paused(&self) -> bool {
+        self.path.join(PAUSED).exists()
     }
 
     fn read_pid(&self, name: &str) -> Option<String> {

@@ -189,6 +189,16 @@ impl Machine {
         self.link.is_some()
     }
 
+    /// Notes that its processors shall stand still until somebody asks otherwise, or need not. The next gateway finds it.
+    pub(super) fn keep_paused(&self, kept: bool) -> io::Result<()> {
+        self.folder.keep_paused(kept)
+    }
+
+    /// Whether that is noted.
+    pub(super) fn is_kept_paused(&self) -> bool {
+        self.folder.is_kept_paused()
+    }
+
     /// Keeps what it says from filling the host's disk.
     pub(super) fn trim_log(&self) {
         self.folder.trim_log();

@@ -45,13 +45,15 @@ pub(crate) struct RequestQueue {
     process: Process,
     waiting: VecDeque<(RequestId, Request)>,
     running: Option<(RequestId, Request)>,
+    /// Whether the guest stands still for now and goes on by itself.
+    wakes: bool,
     /// Whether one was given up for a power off whose turn is still to come.
     hurries: bool,
 }
 
 impl RequestQueue {
     pub(crate) fn new(state: VmState, process: Process) -> Self {
-        Self { state, process, waiting: VecDeque::new(), running: None, hurries: false }
+        Self { state, process, waiting: VecDeque::new(), running: None, wakes: false, hurries: false }
     }
 
     /// Takes a request in, or says why it cannot be.
@@ -60,7 +62,7 @@ impl RequestQueue {
         if self.waiting.len() == MAX_WAITING {
             return Err(Refusal { request, state, why: "too many requests are waiting" });
         }
-        decide(state, process, &request)?;
+        self.judge(state, process, &request)?;
         self.waiting.push_back((id, request));
         Ok(())
     }
@@ -77,7 +79,7 @@ impl RequestQueue {
             let why = "it is to be powered off first";
             return Some(Step::Refuse(id, Refusal { request, state: self.state, why }));
         }
-        match decide(self.state, self.process, &request) {
+        match self.judge(self.state, self.process, &request) {
             Ok(_) => {
                 self.running = Some((id, request.clone()));
                 Some(Step::Run(id, request))
@@ -98,11 +100,23 @@ impl RequestQueue {
         self.process = process;
     }
 
+    /// Whether the guest stands still for now and goes on by itself, unless it is told not to.
+    pub(crate) fn observe_wait(&mut self, wakes: bool) {
+        self.wakes = wakes;
+    }
+
+    fn judge(&self, state: VmState, process: Process, request: &Request) -> Result<(VmState, Process), Refusal> {
+        match (state, request) {
+            (VmState::Paused, Request::Pause) if self.wakes => Ok((state, process)),
+            _ => decide(state, process, request),
+        }
+    }
+
     /// Where the requests taken in so far lead when all goes well.
     fn anticipated(&self) -> (VmState, Process) {
         let requests = self.running.iter().chain(&self.waiting);
         requests.fold((self.state, self.process), |(state, process), (_, request)| {
-            decide(state, process, request).unwrap_or((state, process))
+            self.judge(state, process, request).unwrap_or((state, process))
         })
     }
 }
@@ -290,6 +304,19 @@ mod tests {
         assert!(queue.submit(RequestId(2), Request::Pause).is_ok());
         let refusal = queue.submit(RequestId(3), Request::Pause).expect_err("paused twice");
         assert_eq!(refusal.to_string(), "cannot pause a VM that is paused: it stands still already");
+    }
+
+    #[test]
+    fn a_guest_that_would_go_on_by_itself_can_be_told_to_stand_still() {
+        let mut queue = queue(VmState::Paused);
+        assert!(queue.submit(RequestId(1), Request::Pause).is_err());
+        queue.observe_wait(true);
+        assert!(queue.submit(RequestId(2), Request::Pause).is_ok());
+        assert!(queue.submit(RequestId(3), Request::Resume).is_ok());
+        assert_eq!(queue.next(), Some(Step::Run(RequestId(2), Request::Pause)));
+        queue.observe_wait(false);
+        queue.finish(VmState::Paused, Process::Alive);
+        assert_eq!(queue.next(), Some(Step::Run(RequestId(3), Request::Resume)));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use vmm::{Accelerator, Boot, Deadlines, Definition, Disk, DiskBus, DiskFormat, VmState};
 
-use crate::kit::{TestHost, console_guest, firmware, is_alive, reaches, sees, shell, signal, soon, types};
+use crate::kit::{TestHost, firmware, is_alive, reaches, sees, signal, soon};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_qemu_that_is_killed_is_a_failure_with_a_reason_and_starts_again() {
@@ -184,45 +184,4 @@ async fn a_full_runtime_folder_is_a_failure_with_a_reason() {
     assert_eq!(vm.status().state, VmState::Failed);
     other.start().await.expect("others go on");
     vm.start().await.expect("the link is gone, so there is room");
-}
-
-/// Stands in for QEMU: the same, but no disk takes a byte more.
-const FULL_DISK_QEMU: &str = r#"#!/bin/sh
-left=$#
-while [ $left -gt 0 ]; do
-    argument=$(printf %s "$1" | sed 's|"file":{"driver":"file","filename":"\([^"]*\)"}|"file":{"driver":"blkdebug","inject-error":[{"event":"none","iotype":"write","errno":28,"once":false}],"image":{"driver":"file","filename":"\1"}}|')
-    shift
-    set -- "$@" "$argument"
-    left=$((left - 1))
-done
-exec qemu-system-x86_64 "$@"
-"#;
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_pauses_its_vm_and_says_so() {
-    let mut host = TestHost::new().await;
-    let (qemu, image) = (host.folder().join("qemu"), host.folder().join("disk.raw"));
-    fs::write(&qemu, FULL_DISK_QEMU).expect("written");
-    fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).expect("executable");
-    fs::File::create(&image).and_then(|file| file.set_len(1 << 20)).expect("an image");
-    host.config.qemu = Some(qemu);
-    host.reopen().await;
-    let disk = Disk::new(image, DiskFormat::Raw, DiskBus::Virtio);
-    let vm = host.host().create(Definition { disks: vec![disk], ..console_guest("full") }).await.expect("created");
-    let other = host.firmware_vm("other").await;
-    vm.start().await.expect("starts");
-    other.start().await.expect("starts");
-    shell(&vm.console()).await;
-    types(&vm.console(), "until [ -b /dev/vda ]; do :; done; cat /proc/version >/dev/vda; sync\n").await;
-    let mut watch = vm.watch();
-    let mut full = async || {
-        let why = Some("a write of disk disk0 failed: No space left on device");
-        let paused = watch.wait_for(|status| status.state == VmState::Paused && status.reason.as_deref() == why);
-        soon("the disk is full", paused).await.expect("lives");
-    };
-    full().await;
-    assert_eq!(other.status().state, VmState::Running);
-    vm.resume().await.expect("it may try again");
-    full().await;
-    vm.power_off().await.expect("switches off");
 }

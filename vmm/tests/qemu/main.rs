@@ -5,6 +5,7 @@
 
 mod bus;
 mod checkpoints;
+mod disk_failures;
 mod disk_server;
 mod disks;
 mod display;
@@ -19,5 +20,6 @@ mod lifecycle;
 mod memory;
 mod moves;
 mod network;
+mod places;
 mod snapshots;
 mod sources;

@@ -1,7 +1,7 @@
 //! Where the bytes of a guest's disks may be.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use vmm::{
@@ -11,6 +11,7 @@ use vmm::{
 use crate::disk_server::{NbdServer, certificates, web_server};
 use crate::guest_disk::TellTale;
 use crate::kit::{TestHost, console_guest, firmware, shell};
+use crate::places::{LoopDevice, Mount};
 
 const MIB: u64 = 1 << 20;
 
@@ -24,24 +25,6 @@ fn image(host: &TestHost, name: &str, text: &str) -> PathBuf {
 
 fn remote(url: &str) -> DiskSource {
     DiskSource::Remote(url.parse().expect("a URL"))
-}
-
-/// A block device of the host that is a file. It goes with this value.
-struct LoopDevice(PathBuf);
-
-impl LoopDevice {
-    /// None for those who may not make one.
-    fn over(image: &Path) -> Option<Self> {
-        let output = Command::new("losetup").args(["--find", "--show"]).arg(image).output().ok()?;
-        let name = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        output.status.success().then(|| Self(name.into()))
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -136,7 +119,7 @@ async fn a_device_that_the_host_has_mounted_or_another_guest_writes_is_refused()
     let path = device.0.display();
     let disks = vec![Disk::new(device.0.clone(), DiskFormat::Raw, DiskBus::Virtio)];
     let vm = host.host().create(Definition { disks: disks.clone(), ..firmware("one") }).await.expect("created");
-    let mounted = Mount::of(&device.0, host.folder().join("mnt"));
+    let mounted = Mount::of(&device.0, host.folder().join("mnt")).expect("mounted");
     let error = vm.start().await.expect_err("mounted").to_string();
     let place = mounted.0.display();
     assert_eq!(error, format!("cannot start this VM: {path} is in use: {path} is mounted at {place}"));
@@ -149,22 +132,4 @@ async fn a_device_that_the_host_has_mounted_or_another_guest_writes_is_refused()
     vm.power_off().await.expect("off");
     other.start().await.expect("free");
     other.power_off().await.expect("off");
-}
-
-/// A file system of the host.
-struct Mount(PathBuf);
-
-impl Mount {
-    fn of(device: &Path, place: PathBuf) -> Self {
-        fs::create_dir_all(&place).expect("a folder");
-        let mounted = Command::new("mount").arg(device).arg(&place).status();
-        assert!(mounted.expect("mount runs").success());
-        Self(place)
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
 }

@@ -8,6 +8,8 @@ use serde_json::Value;
 use crate::definition::{Controllers, Definition, Disk, DiskBus, DiskSource, ScsiModel};
 use crate::engine::{parse_device_name, parse_node_name};
 
+use super::DiskFailure;
+
 /// The devices that QEMU has for disks, by the names of the disks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Drives(BTreeMap<String, Drive>);
@@ -20,6 +22,14 @@ struct Drive {
     file: Option<String>,
     /// Whether a drive is ready for another disc.
     is_open: bool,
+    failed: Option<Failed>,
+}
+
+/// Why a device's requests wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failed {
+    NoRoom,
+    Otherwise,
 }
 
 /// Something to be changed in QEMU, so that it has what the definition says.
@@ -40,7 +50,13 @@ impl Drives {
         let drives = entries.filter_map(|entry| {
             let id = parse_device_name(entry.qdev.as_deref().filter(|qdev| !qdev.is_empty())?).to_owned();
             let (node, file) = entry.inserted.map(|inserted| (inserted.node, inserted.file)).unzip();
-            Some((id, Drive { node: node.flatten(), file: file.flatten(), is_open: entry.tray_open == Some(true) }))
+            let failed = match entry.io_status.as_deref() {
+                Some("nospace") => Some(Failed::NoRoom),
+                Some("failed") => Some(Failed::Otherwise),
+                _ => None,
+            };
+            let is_open = entry.tray_open == Some(true);
+            Some((id, Drive { node: node.flatten(), file: file.flatten(), is_open, failed }))
         });
         Self(drives.collect())
     }
@@ -58,6 +74,14 @@ impl Drives {
     /// Whether QEMU has a device for a disk.
     pub(crate) fn has(&self, disk: &str) -> bool {
         self.0.contains_key(disk)
+    }
+
+    /// The first disk whose requests wait because they failed.
+    pub(crate) fn failure(&self) -> Option<DiskFailure> {
+        let (disk, failed) = self.0.iter().find_map(|(id, drive)| Some((id, drive.failed?)))?;
+        let no_room = failed == Failed::NoRoom;
+        let reason = if no_room { "there is no room left" } else { "a request failed" };
+        Some(DiskFailure { disk: disk.clone(), reason: reason.into(), no_room })
     }
 
     /// The disks that are here or in `definition`, and not in both.
@@ -116,6 +140,8 @@ struct Entry {
     qdev: Option<String>,
     inserted: Option<Inserted>,
     tray_open: Option<bool>,
+    #[serde(rename = "io-status")]
+    io_status: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -139,7 +165,7 @@ mod tests {
     #[test]
     fn what_qemu_has_is_read() {
         let drives = Drives::of_qmp(&json!([
-            { "qdev": "disk1", "inserted": { "node-name": "disk1.3", "file": "/a" } },
+            { "qdev": "disk1", "inserted": { "node-name": "disk1.3", "file": "/a" }, "io-status": "nospace" },
             { "qdev": "/machine/peripheral/disk2/virtio-backend", "inserted": { "node-name": "disk2.0", "file": "/b" } },
             { "qdev": "cd", "tray_open": true },
             { "device": "floppy0" },
@@ -151,6 +177,8 @@ mod tests {
         );
         assert_eq!((drives.next_generation("disk1"), drives.next_generation("cd")), (4, 0));
         assert!(drives.is_open("cd") && !drives.is_open("disk1"));
+        let failure = drives.failure().expect("one failed");
+        assert_eq!((failure.to_string().as_str(), failure.no_room), ("disk disk1: there is no room left", true));
         assert_eq!(Drives::of_qmp(&json!({})), Drives::default());
     }
 
@@ -176,6 +204,7 @@ mod tests {
             node: Some(format!("{}.0", disk.id)),
             file: Some(disk.source.to_string()),
             is_open: false,
+            failed: None,
         };
         Drives(definition.disks.iter().map(|disk| (disk.id.clone(), drive(disk))).collect())
     }

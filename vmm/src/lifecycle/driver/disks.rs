@@ -145,7 +145,7 @@ impl Driver {
     }
 
     /// What changes the disks of its QEMU; none when there is no QEMU.
-    fn plug(&self) -> Result<Option<Plug>, Trouble> {
+    pub(super) fn plug(&self) -> Result<Option<Plug>, Trouble> {
         let Some(machine) = &self.machine else { return Ok(None) };
         let qmp = machine.qmp().ok_or_else(|| Trouble::Refused("its QEMU does not answer".into()))?;
         Ok(Some(Plug::new(qmp)))

@@ -6,7 +6,7 @@ use tokio::time::{Instant, timeout};
 use super::{Driver, RETRY_AFTER, Trouble, VmState};
 use crate::accelerator::AcceleratorReport;
 use crate::definition::Accelerator;
-use crate::engine::{Event, Exit, Leftover, QmpError, RuntimeFolder, parse_node_name};
+use crate::engine::{Event, Exit, Leftover, QmpError, RuntimeFolder};
 use crate::lifecycle::machine::{Happening, Machine, RunState};
 use crate::lifecycle::state::{Request, RequestError};
 
@@ -112,16 +112,12 @@ impl Driver {
         }
         let matters = match event.name.as_str() {
             "BLOCK_IO_ERROR" if event.data["action"] == "stop" => {
-                let text = |key: &str| event.data[key].as_str().unwrap_or("?");
-                let node = text("node-name");
-                let disk = parse_node_name(node).map_or(node, |(disk, _)| disk);
-                let failure = format!("a {} of disk {disk} failed: {}", text("operation"), text("reason"));
-                self.disk_failure = Some(failure);
+                self.note_disk_failure(event);
                 true
             }
             // Not when it is seen to run: between a failure and the stop that follows it, it does.
             "RESUME" => {
-                self.disk_failure = None;
+                self.note_resumption();
                 true
             }
             "STOP" | "SHUTDOWN" | "GUEST_PANICKED" | "RESET" | "WATCHDOG" => true,
@@ -159,14 +155,16 @@ impl Driver {
             self.connections.bus.set_running(*state == RunState::Running);
         }
         match state {
+            // Whether the disk is back will show in a moment.
+            Ok(RunState::Running | RunState::Suspended) if self.failures.hide() => {}
             Ok(RunState::Running | RunState::Suspended) => {
                 self.enter(VmState::Running, self.tpm_failure.clone());
             }
-            Ok(RunState::Paused(why)) => self.enter(VmState::Paused, why.map(Into::into)),
-            Ok(RunState::DiskFailed) => {
-                let why = self.disk_failure.clone().unwrap_or_else(|| "a disk failed".into());
-                self.enter(VmState::Paused, Some(why));
+            Ok(RunState::Paused(why)) => {
+                self.failures.end_comeback();
+                self.enter(VmState::Paused, why.map(Into::into));
             }
+            Ok(RunState::DiskFailed) => self.wait_for_disk().await,
             Ok(RunState::ShutDown) => {
                 let ended = self.power_off(Some("the guest shut down".into())).await;
                 self.fail_on(ended);
@@ -208,7 +206,7 @@ impl Driver {
 
     pub(super) fn next_timer(&self) -> Instant {
         let shutdowns = self.shutdowns.iter().map(|(_, deadline)| *deadline);
-        shutdowns.chain(self.next_attach).fold(self.next_heartbeat, Instant::min)
+        shutdowns.chain(self.next_attach).chain(self.failures.next_timer()).fold(self.next_heartbeat, Instant::min)
     }
 
     pub(super) async fn handle_timer(&mut self) {
@@ -218,6 +216,7 @@ impl Driver {
             self.next_attach = self.job.is_some().then_some(now + RETRY_AFTER);
             self.attach_if_missing().await;
         }
+        self.handle_failures_timer(now).await;
         if self.next_heartbeat <= now {
             self.heartbeat().await;
         }

@@ -1,9 +1,10 @@
 //! The one task that changes a VM.
 //!
 //! Here is its loop and its state; `requests` has what others ask, `disks` what of it is about disks, `jobs` what of it
-//! takes long, `moves` what a disk that moves needs, `happenings` what happens by itself.
+//! takes long, `moves` what a disk that moves needs, `happenings` what happens by itself, `failures` what of it is a disk's.
 
 mod disks;
+mod failures;
 mod happenings;
 mod jobs;
 mod moves;
@@ -26,6 +27,7 @@ use crate::definition::DefinitionFile;
 use crate::host::HostShared;
 use crate::memory::{self, Facts, Orders};
 
+use failures::Failures;
 use jobs::Job;
 pub(crate) use moves::{Monitor, Switch};
 
@@ -97,8 +99,7 @@ pub(crate) struct Driver {
     machine: Option<Machine>,
     /// What takes long; QEMU may answer nothing else meanwhile.
     job: Option<Job>,
-    /// What a disk said before the processors stopped.
-    disk_failure: Option<String>,
+    failures: Failures,
     /// Whether an earlier gateway may have left QEMU with other disks than the definition has.
     uncorrected: bool,
     /// How the TPM ended, when QEMU goes on without.
@@ -141,7 +142,7 @@ impl Driver {
             shutdowns: Vec::new(),
             machine: None,
             job: None,
-            disk_failure: None,
+            failures: Failures::default(),
             uncorrected: true,
             tpm_failure: None,
             next_heartbeat,
@@ -177,7 +178,8 @@ impl Driver {
                 None => std::future::pending().await,
             }
         };
-        // The losers lose nothing: a queue, a machine's events, a job that goes on, and a time that stays where it is.
+        // The losers lose nothing: a queue, a machine's events, a job and a look that go on, and a time that stays where
+        // it is.
         tokio::select! {
             message = self.messages.recv() => match message {
                 Some(message) => self.handle_message(message).await,
@@ -185,6 +187,7 @@ impl Driver {
             },
             happening = happening => self.handle_happening(happening).await,
             done = job => self.end_job(done).await,
+            found = self.failures.found() => self.handle_found(found).await,
             () = sleep_until(timer) => self.handle_timer().await,
         }
         true
@@ -247,8 +250,8 @@ impl Driver {
             Request::Shutdown => self.shut_down(id).await,
             Request::PowerOff => self.power_off(None).await,
             Request::Reset => self.ask_qemu("system_reset").await,
-            Request::Pause => self.ask_qemu("stop").await,
-            Request::Resume => self.ask_qemu("cont").await,
+            Request::Pause => self.pause().await,
+            Request::Resume => self.resume().await,
             Request::Delete => self.delete(),
             Request::SaveSnapshot { tag } => return self.begin_save(id, tag.clone()).err().map(Err),
             Request::LoadSnapshot { tag } => return self.begin_load(id, tag.clone()).await.err().map(Err),
@@ -308,6 +311,7 @@ impl Driver {
             self.connections.memory.release();
         }
         self.queue.observe(state, self.process());
+        self.queue.observe_wait(self.failures.come_back());
         self.answer_shutdowns(state);
     }
 

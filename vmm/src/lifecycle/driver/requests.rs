@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::{Driver, RequestId, Trouble, VmState};
+use super::{Driver, Failures, RequestId, Trouble, VmState};
 use crate::accelerator::AcceleratorReport;
 use crate::definition::{Accelerator, Definition, sync_folder};
 use crate::disks::{is_block_device, require_free};
@@ -32,7 +32,7 @@ impl Driver {
         self.host.memory.admit(&self.connections.memory).map_err(Trouble::Refused)?;
         self.connections.memory.begin_run();
         self.enter(VmState::Starting, None);
-        (self.disk_failure, self.uncorrected) = (None, false);
+        (self.failures, self.uncorrected) = (Failures::default(), false);
         let definition = self.definition.current();
         self.tpm_failure = None;
         if let Some(left) = self.machine.take() {
