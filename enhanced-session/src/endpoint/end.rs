@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::class::{Class, Priority};
 use crate::message::{Message, Outgoing, Txid};
@@ -28,6 +28,9 @@ const TRANSMIT_BYTES: usize = MAX_BULK_PAYLOAD;
 const SERVE_BYTES: usize = 256 << 10;
 /// Bytes of messages that the owner is given of one channel; then all others have their turn, the most urgent first.
 const TURN_BYTES: usize = MAX_BULK_PAYLOAD;
+/// How long a ring is not looked at that nobody kicks for. Whoever is awake then looks at all of them: a kick that was
+/// lost, whoever lost it, costs seconds and never a channel.
+const LOOK_AT_ALL_AFTER: Duration = Duration::from_millis(2500);
 
 #[derive(Debug)]
 pub(super) struct End<M> {
@@ -37,6 +40,8 @@ pub(super) struct End<M> {
     kicks: KickMeter,
     /// The map is to be looked at.
     kicked: bool,
+    /// When all channels were last looked at.
+    looked_at_all: Instant,
     /// Channels that are to be served again: they have had their turn, and may have more.
     again: BTreeSet<u32>,
     /// Channels whose rule was broken, for `Host` and `Guest` to close.
@@ -83,6 +88,7 @@ impl<M: SharedMemory> End<M> {
             signals: None,
             kicks: KickMeter::new(now),
             kicked: false,
+            looked_at_all: now,
             again: BTreeSet::new(),
             faults: VecDeque::new(),
             events: VecDeque::new(),
@@ -117,10 +123,14 @@ impl<M: SharedMemory> End<M> {
         heard
     }
 
-    /// After all input was heard: looks at what was kicked.
+    /// After all input was heard: looks at what was kicked, and sometimes at the rest.
     pub(super) fn look_where_kicked(&mut self) {
-        if std::mem::take(&mut self.kicked) {
-            self.look_at_map();
+        if !std::mem::take(&mut self.kicked) {
+            return;
+        }
+        self.look_at_map();
+        if self.now.saturating_duration_since(self.looked_at_all) >= LOOK_AT_ALL_AFTER {
+            self.serve_all();
         }
     }
 
@@ -277,6 +287,7 @@ impl<M: SharedMemory> End<M> {
     }
 
     fn serve_all(&mut self) {
+        self.looked_at_all = self.now;
         let open: Vec<u32> = self.open.keys().copied().collect();
         open.into_iter().for_each(|channel| self.serve(channel));
     }

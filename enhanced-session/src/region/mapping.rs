@@ -183,9 +183,17 @@ impl SharedMemory for Mapping {
         self.copy_in(at, bytes);
     }
 
+    /// The compiler may make an instruction with a lock prefix of its own fence, which orders everything on a processor.
+    /// It does not in a guest with one emulated processor: QEMU makes a load and a store of it, since nobody but the
+    /// devices could see a difference, and lets the host's processor put the one before the other. `mfence` is kept.
     #[inline]
     fn fence(&self) {
         fence(Ordering::SeqCst);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: every x86-64 processor has the instruction.
+        unsafe {
+            std::arch::x86_64::_mm_mfence();
+        }
     }
 }
 

@@ -325,6 +325,20 @@ fn what_is_on_a_ring_is_found_without_a_kick_at_the_next_ping() {
 }
 
 #[test]
+fn what_is_on_a_ring_is_found_without_its_kick_when_another_comes_seconds_later() {
+    let mut rings = rings(Class::Input);
+    rings.push(b"unheard");
+    // Nobody is silent: kicks for others come, and no end asks whether the other is alive.
+    rings.raw.pass(Duration::from_secs(2));
+    rings.raw.send(&Frame::Kick);
+    assert_eq!(rings.events(), []);
+    rings.raw.pass(Duration::from_secs(2));
+    rings.raw.send(&Frame::Kick);
+    assert_eq!(rings.events(), [Event::Readable(rings.id)]);
+    assert_eq!(rings.raw.host.receive(rings.id), Some(Message::Data(b"unheard".to_vec())));
+}
+
+#[test]
 fn a_flood_of_kicks_is_ignored_and_nothing_lost() {
     let mut rings = rings(Class::Input);
     for _ in 0..25_000 {
