@@ -2,7 +2,8 @@
 //!
 //! The host tells the time: once to be taken over at once (when the channel opens, and after a pause or a restored
 //! checkpoint), then every five seconds as a sample by which the guest steers its clock. The guest answers each with
-//! what it saw and did; from the answer the host knows how long a message is under way, and says so in the next.
+//! what it saw and did; from the answer the host knows how long a message is under way, says so in the next, and knows a
+//! clock that is wrong from a message that was late.
 //!
 //! ```text
 //! host                                                   guest
@@ -65,7 +66,7 @@ codes! {
     pub enum Action: u8 {
         /// Take it over at once.
         Step = 1,
-        /// Steer the clock towards it. Nothing jumps.
+        /// Steer the clock towards it. Nothing jumps; what is too far away is only told.
         Sample = 2,
     }
 }
@@ -87,7 +88,7 @@ codes! {
 codes! {
     /// What a guest did with the host's time.
     pub enum Done: u8 {
-        /// Nothing was needed.
+        /// Nothing.
         Nothing = 0,
         /// Set its clock.
         Stepped = 1,

@@ -102,13 +102,10 @@ fn an_agent_outlives_a_pause_and_its_clock_is_set(world: &World) -> Result<()> {
         })?;
         desk.guest.request("resume")?;
         desk.guest.wait_for_pong()?;
-        // Seldom, on a machine with much else to do, a guest's clock falls behind and stays there; not understood yet.
-        if may_take_long() {
-            wait_until(PATIENCE, "the guest's clock to be set", || {
-                let off = clock_offset(&mut shell)?;
-                Ok(Look::when(off < PRECISION, || format!("it is {off:?} off")))
-            })?;
-        }
+        wait_until(PATIENCE, "the guest's clock to be set", || {
+            let off = clock_offset(&mut shell)?;
+            Ok(Look::when(off < PRECISION, || format!("it is {off:?} off")))
+        })?;
         ensure!(desk.guest.bus()?.connections() == before, "the agent was taken for dead");
         desk.guest.wait_for_info("health", |info| info["health"] == "healthy")?;
         echo_new_word(&client, desk.guest)?;

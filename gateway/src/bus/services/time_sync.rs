@@ -14,6 +14,9 @@ use super::{Channel, Full, Moment, Service};
 const ROUND_TRIPS: usize = 8;
 /// How much too early a sample may be: it goes with what wakes both ends anyway, which a heartbeat does.
 const SLACK: Duration = Duration::from_secs(1);
+/// From this difference on a guest's clock is set. Only the host asks for that: it knows how long its message was under
+/// way, and a message that was late looks to the guest like a clock that is wrong.
+const SET_FROM: Duration = Duration::from_secs(1);
 /// What the wire calls a clock without a reference (stratum 16). Whether the host's has one is not asked: the guest
 /// follows it in either case.
 const NO_REFERENCE: u8 = 16;
@@ -70,8 +73,10 @@ impl Service for TimeSync {
         let Message::Data(bytes) = message else { return Ok(()) };
         let ToHost::Result { sequence, offset, done, held } = ToHost::decode(&bytes)? else { return Ok(()) };
         let Some((_, sent)) = self.sent.take_if(|(expected, _)| *expected == sequence) else { return Ok(()) };
+        let away = at.now.saturating_duration_since(sent);
         // A guest that held a message for longer than it was away is not believed.
-        if let Some(round_trip) = at.now.saturating_duration_since(sent).checked_sub(held) {
+        let round_trip = away.checked_sub(held);
+        if let Some(round_trip) = round_trip {
             if self.round_trips.len() == ROUND_TRIPS {
                 self.round_trips.pop_front();
             }
@@ -79,6 +84,9 @@ impl Service for TimeSync {
         }
         let follows = matches!(done, Done::Nothing | Done::Stepped | Done::Slewed);
         self.clock = Some(ClockState { offset_ns: offset, follows });
+        if follows && must_be_set(done, Duration::from_nanos(offset.unsigned_abs()), round_trip.unwrap_or(away)) {
+            (self.step, self.next) = (true, Some(at.now));
+        }
         Ok(())
     }
 
@@ -107,6 +115,16 @@ impl Service for TimeSync {
     }
 }
 
+/// Whether a clock is wrong after an answer that came `round_trip` after its question.
+fn must_be_set(done: Done, offset: Duration, round_trip: Duration) -> bool {
+    match done {
+        // It was set to a time that was up to so old.
+        Done::Stepped => round_trip >= SET_FROM,
+        // What is not more than the message's own way may be nothing else.
+        _ => offset >= SET_FROM && offset > round_trip,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::testing::{Clock, Sent};
@@ -120,7 +138,23 @@ mod tests {
     }
 
     fn result(sequence: u64, done: Done, held: Duration) -> Message {
-        Message::Data(ToHost::Result { sequence, offset: -5, done, held }.encode())
+        answer(sequence, -5, done, held)
+    }
+
+    fn answer(sequence: u64, offset: i64, done: Done, held: Duration) -> Message {
+        Message::Data(ToHost::Result { sequence, offset, done, held }.encode())
+    }
+
+    /// What is asked after an answer, and how soon.
+    fn after(offset: Duration, done: Done, away: Duration) -> (Option<Duration>, bool) {
+        let (mut clock, mut channel, mut time) = (Clock::new(), Sent::new(), TimeSync::default());
+        time.opened(clock.at());
+        time.drive(clock.at(), &mut channel).expect("room");
+        let (sequence, ..) = sent(&mut channel);
+        let offset = i64::try_from(offset.as_nanos()).expect("a few seconds");
+        let came = clock.pass(away);
+        time.handle(came, answer(sequence, -offset, done, Duration::ZERO)).expect("read");
+        (time.timeout().map(|next| next.saturating_duration_since(came.now)), time.step)
     }
 
     #[test]
@@ -154,6 +188,24 @@ mod tests {
         time.drive(clock.pass(INTERVAL), &mut channel).expect("room");
         assert_eq!(sent(&mut channel).2, Duration::from_millis(4));
         assert_eq!(time.clock(), Some(ClockState { offset_ns: -5, follows: true }));
+    }
+
+    #[test]
+    fn a_clock_that_is_wrong_by_more_than_a_message_is_late_is_set_at_once() {
+        let (short, long) = (Duration::from_millis(3), Duration::from_secs(8));
+        let at_once = (Some(Duration::ZERO), true);
+        assert_eq!(after(SET_FROM, Done::Nothing, short), at_once);
+        assert_eq!(after(long * 2, Done::Slewed, long), at_once);
+        assert!(!after(SET_FROM - short, Done::Slewed, short).1);
+        assert!(!after(long, Done::Nothing, long).1, "only late");
+        assert!(!after(long, Done::Elsewhere, short).1, "another keeps it");
+        assert!(!after(long, Done::Failed, short).1, "it would fail again");
+    }
+
+    #[test]
+    fn a_clock_that_was_set_late_is_set_again() {
+        assert_eq!(after(Duration::from_secs(90), Done::Stepped, SET_FROM), (Some(Duration::ZERO), true));
+        assert!(!after(Duration::from_secs(90), Done::Stepped, SET_FROM / 2).1);
     }
 
     #[test]
