@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 use vmm::{BusConnection, BusPort, BusPortState, Quiesce, QuiesceReason, QuiesceRequests, Vm, VmState};
 
+use super::alarm::Alarm;
 use super::channel::HostChannel;
 use super::input_port::InputPort;
 use super::link::{Link, Stream};
@@ -62,6 +63,7 @@ pub(super) struct Driver {
     link: Option<Link>,
     connecting: Option<Connecting>,
     connect_after: Option<Instant>,
+    alarm: Alarm,
     services: Services,
     /// Whether the agent can have its system go down.
     can_go_down: watch::Sender<bool>,
@@ -90,6 +92,7 @@ impl Driver {
             link: None,
             connecting: None,
             connect_after: None,
+            alarm: Alarm::new(),
             rates: Rates::default(),
             told_off: false,
             port,
@@ -142,12 +145,6 @@ impl Driver {
                 None => std::future::pending().await,
             }
         };
-        let timer = async {
-            match timer {
-                Some(at) => tokio::time::sleep_until(at.into()).await,
-                None => std::future::pending().await,
-            }
-        };
         // Race semantics: the losers lose nothing. Queues and watches keep what they have, a connection that is being
         // made goes on the next time.
         tokio::select! {
@@ -159,7 +156,7 @@ impl Driver {
             connected = connecting => Event::Connected(connected),
             () = ready => Event::LinkReady,
             () = self.input.filled() => Event::Input,
-            () = timer => Event::Timer,
+            () = self.alarm.wait(timer) => Event::Timer,
         }
     }
 

@@ -10,6 +10,7 @@
 //! A VM's task lives as long as the VM. It connects whenever the VM has a port, and whatever a guest does there stays
 //! there: the VM, its console and its sessions go on.
 
+mod alarm;
 mod channel;
 mod driver;
 mod input_port;
