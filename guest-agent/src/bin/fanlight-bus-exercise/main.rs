@@ -9,7 +9,7 @@
 mod drill;
 mod raw_echo;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -57,13 +57,15 @@ fn run(options: &Options) -> anyhow::Result<()> {
     let signals = Signals::take_over().context("cannot take signals over")?;
     raw_echo::start();
     let bus = Bus::new(BusConfig::of_system(NAME, transport, options.port.clone())).context("cannot start")?;
-    bus.run(&signals, &mut Echo { transport, channels: BTreeMap::new() }).context("cannot go on")
+    bus.run(&signals, &mut Echo::new(transport)).context("cannot go on")
 }
 
 /// Every channel that is offered.
 struct Echo {
     transport: TransportChoice,
     channels: BTreeMap<ChannelId, Channel>,
+    /// Those that have something to answer, or have room again for it.
+    ready: BTreeSet<ChannelId>,
 }
 
 struct Channel {
@@ -71,6 +73,12 @@ struct Channel {
     is_open: bool,
     /// What is to be sent before anything more is taken.
     order: Option<Order>,
+}
+
+impl Echo {
+    const fn new(transport: TransportChoice) -> Self {
+        Self { transport, channels: BTreeMap::new(), ready: BTreeSet::new() }
+    }
 }
 
 impl Tenant for Echo {
@@ -93,6 +101,7 @@ impl Tenant for Echo {
                     channel.is_open = true;
                 }
             }
+            Event::Readable(id) | Event::Writable(id) => drop(self.ready.insert(id)),
             Event::Closed { id, reason } => {
                 if let Some(channel) = self.channels.get_mut(&id) {
                     info!(class = %channel.class, ?reason, "closed");
@@ -111,8 +120,10 @@ impl Tenant for Echo {
     }
 
     fn flush(&mut self, endpoint: &mut Endpoint) {
-        for (id, channel) in self.channels.iter_mut().filter(|(_, channel)| channel.is_open) {
-            channel.answer_all(*id, endpoint);
+        while let Some(id) = self.ready.pop_first() {
+            if let Some(channel) = self.channels.get_mut(&id).filter(|channel| channel.is_open) {
+                channel.answer_all(id, endpoint);
+            }
         }
     }
 
