@@ -9,6 +9,7 @@ mod checkpoints;
 mod command_line;
 mod demo;
 mod display;
+mod editing;
 mod harness;
 mod hostile;
 mod input;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         touch::headless_journeys(),
         modes::journeys(),
         storage_move::journeys(),
+        editing::journeys(),
         login::journeys(),
         command_line::journeys(),
     ];

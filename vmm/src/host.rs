@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Mutex as AsyncMutex, OnceCell};
@@ -12,9 +12,9 @@ use uuid::Uuid;
 
 use crate::accelerator::{self, AcceleratorReport};
 use crate::checkpoints::{self, Checkpoints};
-use crate::definition::{Definition, DefinitionError, InvalidDefinition, make_folder, replace_file};
-use crate::disks::{Disks, lasting_name};
-use crate::engine::{Version, find_uefi};
+use crate::definition::{Definition, DefinitionError, FolderWatch, InvalidDefinition, make_folder, replace_file};
+use crate::disks::Disks;
+use crate::engine::{Process, RuntimeFolder, Version, find_uefi};
 use crate::jobs::{Jobs, JobsError};
 use crate::lifecycle::RequestError;
 use crate::memory::{self, Board, HostMemoryView, MemoryConfig};
@@ -180,7 +180,7 @@ impl Host {
         let host = Self { shared, machines: Arc::default(), jobs };
         let mut waits = Vec::new();
         for file in files {
-            match host.load(&file) {
+            match host.machines.load(&file) {
                 Ok(definition) => waits.push(host.add(definition, file)),
                 Err(problem) => {
                     tracing::warn!(%problem, "definition refused");
@@ -188,6 +188,7 @@ impl Host {
                 }
             }
         }
+        waits.extend(host.add_those_that_run());
         for wait in waits {
             // A driver that ended can only have panicked; its VM says so when it is asked.
             let _ = wait.await;
@@ -197,6 +198,7 @@ impl Host {
             checkpoints::take_over(&vm, &host.jobs);
         }
         host.jobs.interrupt_orphans().await;
+        tokio::spawn(follow_definitions(Arc::downgrade(&host.machines), host.shared.config.definitions.clone()));
         Ok(host)
     }
 
@@ -257,13 +259,13 @@ impl Host {
     pub async fn create(&self, mut definition: Definition) -> Result<Vm, HostError> {
         let _changing = self.machines.changing.lock().await;
         definition.settle();
-        definition.disks.iter_mut().for_each(|disk| lasting_name(&mut disk.source));
+        definition.name_devices_lastingly();
         definition.validate()?;
-        if let Some(what) = self.taken(&definition) {
+        if let Some(what) = self.machines.taken(&definition) {
             let value = if what == "name" { definition.name } else { definition.uuid.to_string() };
             return Err(HostError::Taken { what, value });
         }
-        let file = self.shared.config.definitions.join(format!("{}.toml", definition.name));
+        let file = self.definition_file(&definition);
         // A file that was refused may be in the way: it is somebody's work.
         if file.exists() {
             return Err(HostError::Taken { what: "file", value: file.display().to_string() });
@@ -313,6 +315,36 @@ impl Host {
         find_uefi(secure_boot).map(|build| build.code)
     }
 
+    /// VMs whose definitions cannot be read or are gone, and whose QEMUs run: they go on as they were started.
+    fn add_those_that_run(&self) -> Vec<tokio::sync::oneshot::Receiver<()>> {
+        let folders = fs::read_dir(&self.shared.config.runtime).into_iter().flatten().flatten();
+        let mut waits = Vec::new();
+        for folder in folders.filter_map(|entry| RuntimeFolder::open(&entry.path()).ok()) {
+            let Ok(definition) = Definition::load(&folder.definition()) else { continue };
+            if self.machines.taken(&definition).is_none() && Process::find(&folder).is_ok_and(|found| found.is_some()) {
+                tracing::warn!(vm = definition.name, "it runs without a definition that can be read");
+                let file = self.definition_file(&definition);
+                lock(&self.machines.problems).retain(|problem| problem.file != file);
+                waits.push(self.add(definition, file));
+            }
+        }
+        waits
+    }
+
+    fn definition_file(&self, definition: &Definition) -> PathBuf {
+        self.shared.config.definitions.join(format!("{}.toml", definition.name))
+    }
+
+    fn add(&self, definition: Definition, file: PathBuf) -> tokio::sync::oneshot::Receiver<()> {
+        let uuid = definition.uuid;
+        let (vm, ready) = Vm::spawn(self.shared.clone(), definition, file);
+        checkpoints::keep_time(&vm);
+        lock(&self.machines.vms).insert(uuid, vm);
+        ready
+    }
+}
+
+impl Machines {
     fn load(&self, file: &Path) -> Result<Definition, DefinitionError> {
         let definition = Definition::load(file)?;
         if file.file_stem().is_none_or(|stem| stem != definition.name.as_str()) {
@@ -326,19 +358,45 @@ impl Host {
     }
 
     fn taken(&self, definition: &Definition) -> Option<&'static str> {
-        let vms = lock(&self.machines.vms);
+        let vms = lock(&self.vms);
         if vms.values().any(|vm| same_name(vm.name(), &definition.name)) {
             return Some("name");
         }
         vms.contains_key(&definition.uuid).then_some("uuid")
     }
 
-    fn add(&self, definition: Definition, file: PathBuf) -> tokio::sync::oneshot::Receiver<()> {
-        let uuid = definition.uuid;
-        let (vm, ready) = Vm::spawn(self.shared.clone(), definition, file);
-        checkpoints::keep_time(&vm);
-        lock(&self.machines.vms).insert(uuid, vm);
-        ready
+    /// Sees which files in the folder of the definitions are not those of VMs.
+    async fn look_for_strangers(&self, folder: &Path) {
+        // None is seen half made.
+        let _changing = self.changing.lock().await;
+        let known: Vec<PathBuf> = lock(&self.vms).values().map(|vm| vm.definition_path().into()).collect();
+        let files = definition_files(folder).unwrap_or_default();
+        let strangers = files.into_iter().filter(|file| !known.contains(file));
+        let problems: Vec<_> =
+            strangers.map(|file| self.load(&file).map_or_else(|problem| problem, |_| late(&file))).collect();
+        let mut told = lock(&self.problems);
+        for problem in problems.iter().filter(|problem| !told.contains(problem)) {
+            tracing::warn!(%problem, "definition refused");
+        }
+        *told = problems;
+    }
+}
+
+fn late(file: &Path) -> DefinitionError {
+    DefinitionError::whole(file, "came while the gateway runs; it is a VM when the gateway is started again")
+}
+
+/// Notices files that are edited by hand, until the host has ended.
+async fn follow_definitions(machines: Weak<Machines>, folder: PathBuf) {
+    let mut watch = FolderWatch::new(&folder);
+    loop {
+        watch.changed().await;
+        let Some(machines) = machines.upgrade() else { return };
+        let vms: Vec<Vm> = lock(&machines.vms).values().cloned().collect();
+        for vm in vms {
+            vm.look_at_definition().await;
+        }
+        machines.look_for_strangers(&folder).await;
     }
 }
 

@@ -42,11 +42,11 @@ pub use accelerator::AcceleratorReport;
 pub use bus::{BusConnection, BusMemory, BusPort, BusPortState, Quiesce, QuiesceReason, QuiesceRequests};
 pub use checkpoints::{Checkpoint, CheckpointError, CheckpointTree, Checkpoints, NewCheckpoint};
 pub use definition::{
-    Accelerator, BUS_MEMORY_MIB, Boot, Bus, CHECKPOINT_MINUTES, CHECKPOINTS_KEPT, CheckpointSchedule, Controllers, Cpu,
-    Definition, DefinitionError, Disk, DiskBus, DiskCache, DiskFormat, DiskSource, DynamicMemory, Firmware, Forward,
-    ForwardProtocol, IdeModel, InterfaceName, InvalidDefinition, InvalidNetwork, InvalidUrl, MEMORY_BUFFER,
-    MEMORY_WEIGHT, MONITORS, MemoryDevices, NbdServer, Network, NetworkCard, NetworkMode, Provider, Remote, ScsiModel,
-    Session, Tls, Topology, Tpm, TpmModel, VCPUS,
+    Accelerator, BUS_MEMORY_MIB, Boot, Bus, CHECKPOINT_MINUTES, CHECKPOINTS_KEPT, Change, CheckpointSchedule,
+    Controllers, Cpu, Definition, DefinitionError, Disk, DiskBus, DiskCache, DiskFormat, DiskSource, DynamicMemory,
+    EditDefinition, EditError, Firmware, Forward, ForwardProtocol, IdeModel, InterfaceName, InvalidDefinition,
+    InvalidNetwork, InvalidUrl, MEMORY_BUFFER, MEMORY_WEIGHT, MONITORS, MemoryDevices, NbdServer, Network, NetworkCard,
+    NetworkMode, Provider, Remote, ScsiModel, Session, Tls, Topology, Tpm, TpmModel, VCPUS, When,
 };
 pub use disks::{
     BackingFile, BackingImage, BlockDevice, Convert, DiskError, Disks, ImageInfo, ImageSnapshot, ImageUser, Layout,

@@ -9,7 +9,10 @@ use uuid::Uuid;
 
 use crate::bus::{BusPort, BusShared};
 use crate::checkpoints::{self, Keeper};
-use crate::definition::{Definition, DefinitionFile, Disk, DiskSource, DynamicMemory, InvalidDefinition};
+use crate::definition::{
+    Change, Definition, DefinitionError, DefinitionFile, Disk, DiskSource, DynamicMemory, EditDefinition, EditError,
+    InvalidDefinition,
+};
 use crate::display::{Console, Display};
 use crate::host::HostShared;
 use crate::lifecycle::{
@@ -84,10 +87,64 @@ impl Vm {
         self.shared.uuid
     }
 
-    /// As its owner wants it now.
+    /// As it is: one that is on as it was started, with what was changed since.
     #[must_use]
     pub fn definition(&self) -> Arc<Definition> {
         self.shared.definition.current()
+    }
+
+    /// As its owner wants it from its next start on: what its file says, or said when it could be read last.
+    #[must_use]
+    pub fn wanted_definition(&self) -> Arc<Definition> {
+        self.shared.definition.wanted()
+    }
+
+    /// The text of its file. Waits for the host's disk.
+    #[must_use]
+    pub fn definition_text(&self) -> String {
+        self.shared.definition.text()
+    }
+
+    /// What was changed in its definition and waits for the next start.
+    #[must_use]
+    pub fn waiting_changes(&self) -> Vec<Change> {
+        self.shared.definition.waiting()
+    }
+
+    /// Why its file cannot be read, if it was edited by hand. The VM is not started until it can.
+    #[must_use]
+    pub fn definition_problem(&self) -> Option<DefinitionError> {
+        self.shared.definition.problem()
+    }
+
+    /// Puts another definition into its file. When it is on it keeps what it runs with until its next start; what is
+    /// different, and from when on it counts.
+    ///
+    /// # Errors
+    ///
+    /// When it is no definition of this VM, or has been changed since it was read, or is about a disk that is being moved:
+    /// all is as it was then.
+    pub async fn edit_definition(&self, edit: EditDefinition) -> Result<Vec<Change>, EditError> {
+        let (reply, answer) = oneshot::channel();
+        let ended = || EditError::Refused("the host has ended".into());
+        let message = Message::Edit { edit: Box::new(edit), reply };
+        self.shared.messages.send(message).await.map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())?
+    }
+
+    /// Sees whether somebody has edited its file.
+    pub(crate) async fn look_at_definition(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.shared.messages.send(Message::Look { reply }).await.is_ok() {
+            // Its driver ended, and nobody need see anything.
+            let _ = answer.await;
+        }
+    }
+
+    /// What it is, and what it shall be where that is something else.
+    pub(crate) fn definitions(&self) -> Vec<Arc<Definition>> {
+        let (current, wanted) = (self.shared.definition.current(), self.shared.definition.wanted());
+        if Arc::ptr_eq(&current, &wanted) { vec![current] } else { vec![current, wanted] }
     }
 
     /// What it is doing now.
@@ -306,6 +363,11 @@ impl Vm {
     pub async fn screendump(&self, path: &Path) -> Result<(), String> {
         let path = std::path::absolute(path).map_err(|error| error.to_string())?;
         self.ask(|reply| Message::Screendump { path, reply }).await
+    }
+
+    /// The file with its definition.
+    pub(crate) fn definition_path(&self) -> &Path {
+        self.shared.definition.path()
     }
 
     /// Its definition, to be changed.

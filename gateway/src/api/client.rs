@@ -68,6 +68,16 @@ impl Client {
         decode(&self.request(Method::POST, path, body.into()).await?)
     }
 
+    /// Puts a value in place of another.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get).
+    pub async fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Problem> {
+        let body = serde_json::to_vec(body).map_err(|error| Problem::new(Code::Internal, error))?;
+        decode(&self.request(Method::PUT, path, body.into()).await?)
+    }
+
     /// Deletes something.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
-use vmm::{CheckpointError, DiskError, HostError, JobsError, RequestError};
+use vmm::{CheckpointError, DiskError, EditError, HostError, JobsError, RequestError};
 
 use crate::problem::{Code, ErrorBody, Problem};
 
@@ -98,6 +98,18 @@ impl From<HostError> for Problem {
             HostError::Unknown(_) => Code::NotFound,
         };
         Self::new(code, error)
+    }
+}
+
+impl From<EditError> for Problem {
+    fn from(error: EditError) -> Self {
+        let (code, hint) = match error {
+            EditError::Definition(_) => (Code::Invalid, None),
+            EditError::Changed(_) => (Code::Conflict, Some("begin again with what is in it now")),
+            EditError::Refused(_) => (Code::Conflict, None),
+            EditError::Io { .. } => (Code::Internal, None),
+        };
+        Self { hint: hint.map(Into::into), ..Self::new(code, error) }
     }
 }
 

@@ -7,7 +7,7 @@
 //! | `GET /v1/doctor` | what the host has and lacks |
 //! | `GET`, `POST /v1/vms` | list, create |
 //! | `GET`, `DELETE /v1/vms/{vm}` | show, delete |
-//! | `GET /v1/vms/{vm}/definition` | its definition, in TOML |
+//! | `GET`, `PUT /v1/vms/{vm}/definition` | its definition, in TOML (`?file=true`: as it stands in the file); edit it |
 //! | `GET /v1/vms/{vm}/screenshot` | what its screen shows, as PNG |
 //! | `GET`, `POST /v1/vms/{vm}/disks` | list, attach |
 //! | `POST /v1/vms/{vm}/disks/{disk}/detach`, `disc` | detach; put another disc, or none, into a drive |
@@ -82,7 +82,7 @@ pub fn router(context: Arc<ApiContext>) -> Router {
         .route("/v1/doctor", get(service::doctor))
         .route("/v1/vms", get(vms::list).post(vms::create))
         .route("/v1/vms/{vm}", get(vms::show).delete(vms::delete))
-        .route("/v1/vms/{vm}/definition", get(vms::definition))
+        .route("/v1/vms/{vm}/definition", get(vms::definition).put(vms::edit))
         .route("/v1/vms/{vm}/screenshot", get(vms::screenshot))
         .route("/v1/vms/{vm}/guest", get(guest::show))
         .route("/v1/vms/{vm}/guest/ping", post(guest::ping))

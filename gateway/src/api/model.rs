@@ -1,7 +1,7 @@
 //! The JSON bodies of the API, for both ends.
 
 use serde::{Deserialize, Serialize};
-use vmm::{DiskBus, DiskCache, DiskFormat, NewImage};
+use vmm::{Change, DiskBus, DiskCache, DiskFormat, NewImage};
 use zeroize::Zeroizing;
 
 use crate::bus::BusStatus;
@@ -35,6 +35,12 @@ pub struct VmInfo {
     pub dynamic_memory: Option<DynamicMemoryInfo>,
     /// Virtual processors.
     pub vcpus: u8,
+    /// What was changed in its definition and waits for the next start.
+    #[serde(default)]
+    pub waiting_changes: Vec<Change>,
+    /// Why its definition cannot be read, `FILE:LINE:COLUMN: reason`; it is not started until it can.
+    #[serde(default)]
+    pub definition_problem: Option<String>,
     /// Who is connected.
     pub sessions: Vec<SessionInfo>,
     /// How its bus stands; only where one VM is shown.
@@ -140,6 +146,15 @@ pub struct CreateVm {
     /// Disk images to create with it.
     #[serde(default)]
     pub disks: Vec<NewImage>,
+}
+
+/// A definition that was edited.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EditedVm {
+    /// What is different, and from when on it counts.
+    pub changes: Vec<Change>,
+    /// The VM as it is.
+    pub vm: VmInfo,
 }
 
 /// Another name for something.

@@ -8,12 +8,13 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
+use serde::Deserialize;
 use tracing::info;
-use vmm::{Definition, Vm};
+use vmm::{Definition, EditDefinition, Vm};
 
 use super::disks::NewDisks;
-use super::error::{Answer, Body, Part};
-use super::model::{CreateVm, VmInfo, VmList};
+use super::error::{Answer, Body, Part, Query};
+use super::model::{CreateVm, EditedVm, VmInfo, VmList};
 use super::{ApiContext, memory};
 use crate::problem::{Code, Problem};
 use crate::sessions::EndReason;
@@ -58,12 +59,33 @@ pub(super) async fn delete(State(context): State<Arc<ApiContext>>, Part(name): P
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// How it is to be told.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct How {
+    /// As it stands in the file, whether that can be read or not.
+    #[serde(default)]
+    file: bool,
+}
+
 pub(super) async fn definition(
     State(context): State<Arc<ApiContext>>,
     Part(name): Part<String>,
+    Query(how): Query<How>,
 ) -> Answer<impl IntoResponse> {
-    let text = context.vm(&name)?.definition().to_toml();
+    let vm = context.vm(&name)?;
+    let text = if how.file { vm.definition_text() } else { vm.wanted_definition().to_toml() };
     Ok(([(header::CONTENT_TYPE, "application/toml")], text))
+}
+
+pub(super) async fn edit(
+    State(context): State<Arc<ApiContext>>,
+    Part(name): Part<String>,
+    Body(request): Body<EditDefinition>,
+) -> Answer<Json<EditedVm>> {
+    let vm = context.vm(&name)?;
+    let changes = vm.edit_definition(request).await?;
+    Ok(Json(EditedVm { changes, vm: context.info(&vm) }))
 }
 
 pub(super) async fn screenshot(
@@ -123,6 +145,8 @@ impl ApiContext {
             assigned_memory: memory::assigned(vm),
             dynamic_memory: memory::dynamic(vm),
             vcpus: definition.vcpus,
+            waiting_changes: vm.waiting_changes(),
+            definition_problem: vm.definition_problem().map(|problem| problem.to_string()),
             sessions,
             bus: None,
         }

@@ -1,17 +1,19 @@
 //! `fanlight vm create`: options or a file become a definition.
 
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use clap::Args;
 use uuid::Uuid;
-use vmm::{Accelerator, Boot, Controllers, Definition, Disk, DiskBus, DiskSource, DynamicMemory, IdeModel, ScsiModel};
+use vmm::{Definition, Disk, DiskBus, DiskSource};
 
 use super::Context;
-use super::disk_option::{DISK_HELP, DiskOption, absolute, parse_disk, parse_source, word};
-use super::hardware::Hardware;
+use super::disk_option::{DISK_HELP, DiskOption, parse_disk, parse_source};
+use super::settings::Settings;
 use crate::api::model::{CreateVm, VmInfo};
 use crate::problem::{Code, Problem};
+
+/// Memory of a VM of which nothing is said, in MiB.
+const USUAL_MEMORY: u32 = 1024;
 
 /// Create a VM, from options or from a definition file
 #[derive(Debug, Args)]
@@ -28,50 +30,19 @@ Examples:
 Memory is written as MIB[,minimum=MIB][,maximum=MIB][,buffer=PERCENT][,weight=0..10000][,devices=virtio|hyperv].")]
 pub(super) struct Create {
     /// A definition in TOML; `vm show --definition` prints one
-    #[arg(long, short, value_name = "FILE", conflicts_with_all = ["name", "memory", "vcpus", "cpu", "boot", "tpm", "disks", "cdroms", "kernel", "initrd", "cmdline", "monitors", "accelerator", "network", "scsi", "ide"])]
+    #[arg(long, short, value_name = "FILE", conflicts_with_all = ["name", "disks", "cdroms", "Settings", "Hardware"])]
     file: Option<PathBuf>,
     /// Name of the VM
     #[arg(long, required_unless_present = "file")]
     name: Option<String>,
-    /// Memory in MiB; with a minimum or maximum it follows the guest's need
-    #[arg(long, default_value = "1024", value_name = "MIB[,…]", value_parser = parse_memory)]
-    memory: MemoryOption,
     #[command(flatten)]
-    hardware: Hardware,
+    settings: Settings,
     /// A disk; repeat it for several
     #[arg(long = "disk", value_name = "path=FILE[,…]", value_parser = parse_disk, long_help = DISK_HELP)]
     disks: Vec<DiskOption>,
     /// An ISO image, or its URL, in a CD drive; `empty` for a drive without a disc
     #[arg(long = "cdrom", value_name = "FILE", value_parser = cdrom)]
     cdroms: Vec<Disk>,
-    /// The SCSI controllers: virtio, lsi
-    #[arg(long, value_name = "MODEL[,…]", default_value = "virtio", value_parser = list::<ScsiModel>)]
-    scsi: List<ScsiModel>,
-    /// The IDE controllers: ahci, piix
-    #[arg(long, value_name = "MODEL[,…]", default_value = "ahci", value_parser = list::<IdeModel>)]
-    ide: List<IdeModel>,
-    /// A Linux kernel to start instead of the firmware
-    #[arg(long, value_name = "FILE")]
-    kernel: Option<PathBuf>,
-    /// The initial file system of that kernel
-    #[arg(long, value_name = "FILE", requires = "kernel")]
-    initrd: Option<PathBuf>,
-    /// The command line of that kernel
-    #[arg(long, value_name = "TEXT", requires = "kernel", allow_hyphen_values = true)]
-    cmdline: Option<String>,
-    /// Most monitors the guest may have
-    #[arg(long, default_value_t = 1, value_name = "NUMBER")]
-    monitors: u8,
-    /// How the processors are run: auto, kvm or tcg
-    #[arg(long, default_value = "auto", value_parser = word::<Accelerator>)]
-    accelerator: Accelerator,
-}
-
-/// A `--memory`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct MemoryOption {
-    startup: u32,
-    dynamic: Option<DynamicMemory>,
 }
 
 impl Create {
@@ -88,21 +59,10 @@ impl Create {
     fn into_request(self) -> Result<CreateVm, Problem> {
         let new_disks = self.disks.iter().filter_map(DiskOption::new_image).collect();
         let mut definition = Definition::new(self.name.unwrap_or_default(), Uuid::new_v4());
-        definition.memory = self.memory.startup;
-        definition.dynamic_memory = self.memory.dynamic;
-        definition.monitors = self.monitors;
-        definition.accelerator = self.accelerator;
+        definition.memory = USUAL_MEMORY;
         definition.disks = self.disks.into_iter().map(|option| option.disk).collect();
         definition.disks.extend(self.cdroms);
-        definition.controllers = Controllers { ide: self.ide.0, scsi: self.scsi.0 };
-        self.hardware.apply(&mut definition);
-        if let Some(kernel) = self.kernel {
-            definition.boot = Boot::DirectKernel {
-                kernel: absolute(kernel),
-                initrd: self.initrd.map(absolute),
-                cmdline: self.cmdline.unwrap_or_default(),
-            };
-        }
+        self.settings.apply(&mut definition).map_err(|error| Problem::new(Code::Invalid, error))?;
         definition.settle();
         definition.validate().map_err(|error| Problem::new(Code::Invalid, error))?;
         Ok(CreateVm { definition: definition.to_toml(), file: None, disks: new_disks })
@@ -119,52 +79,4 @@ fn from_file(file: &Path) -> Result<CreateVm, Problem> {
 fn cdrom(words: &str) -> Result<Disk, String> {
     let source = if words == "empty" { DiskSource::Empty } else { parse_source(words)? };
     Ok(Disk::cdrom(source, DiskBus::Ide))
-}
-
-/// The words of a list, without the spaces between them.
-fn list<T: serde::de::DeserializeOwned>(words: &str) -> Result<List<T>, String> {
-    words.split(',').map(|part| word(part.trim())).collect::<Result<_, _>>().map(List)
-}
-
-/// Clap takes a `Vec` for an option that may be repeated.
-#[derive(Debug, Clone)]
-struct List<T>(Vec<T>);
-
-/// Reads `512,minimum=256,maximum=2048,buffer=20,weight=5000`; virt-install says `maxmemory`.
-fn parse_memory(text: &str) -> Result<MemoryOption, String> {
-    let (startup, rest) = text.split_once(',').map_or((text, None), |(startup, rest)| (startup, Some(rest)));
-    let startup = number(startup.trim_start_matches("memory="))?;
-    let Some(rest) = rest else { return Ok(MemoryOption { startup, dynamic: None }) };
-    let mut dynamic = DynamicMemory::between(startup, startup);
-    for part in rest.split(',') {
-        match part.split_once('=') {
-            Some(("minimum", value)) => dynamic.minimum = number(value)?,
-            Some(("maximum" | "maxmemory", value)) => dynamic.maximum = number(value)?,
-            Some(("buffer", value)) => dynamic.buffer = number(value)?,
-            Some(("weight", value)) => dynamic.weight = number(value)?,
-            Some(("devices", value)) => dynamic.devices = word(value)?,
-            _ => return Err(format!("`{part}` is not one of minimum=, maximum=, buffer=, weight=, devices=")),
-        }
-    }
-    Ok(MemoryOption { startup, dynamic: Some(dynamic) })
-}
-
-fn number<T: FromStr>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| format!("`{text}` is not a number that could be meant here"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn memory_is_a_number_or_more() {
-        assert_eq!(parse_memory("512"), Ok(MemoryOption { startup: 512, dynamic: None }));
-        let dynamic = Some(DynamicMemory { weight: 9000, ..DynamicMemory::between(256, 2048) });
-        let text = "512,minimum=256,maxmemory=2048,weight=9000";
-        assert_eq!(parse_memory(text), Ok(MemoryOption { startup: 512, dynamic }));
-        for text in ["", "x", "512,", "512,min=1", "512,weight=99999999", "512,devices=xen", "-1"] {
-            assert!(parse_memory(text).is_err(), "{text}");
-        }
-    }
 }

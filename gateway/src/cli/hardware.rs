@@ -16,7 +16,7 @@ const TPM_HELP: &str = "\
 A TPM 2.0: default, crb, tis, none, or as virt-install writes it: model=tpm-crb,type=emulator,version=2.0.";
 
 /// Processors, firmware, TPM.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Default, PartialEq, Args)]
 pub(super) struct Hardware {
     /// Virtual processors, 1 unless said otherwise
     #[arg(long, value_name = "NUMBER[,…]", value_parser = parse_vcpus, long_help = VCPUS_HELP)]

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::Context;
 use super::bus;
 use super::create::Create;
+use super::edit::{Edit, waiting};
 use super::memory::summary;
 use super::output::{Cell, Colour, age};
 use crate::api::client::segment;
@@ -18,6 +19,7 @@ use crate::problem::{Code, Problem};
 #[derive(Debug, Subcommand)]
 pub(super) enum Vm {
     Create(Box<Create>),
+    Edit(Box<Edit>),
     List(List),
     Show(Show),
     /// Start a VM
@@ -85,6 +87,7 @@ impl Vm {
     pub(super) async fn run(self, context: &Context) -> Result<ExitCode, Problem> {
         match self {
             Self::Create(create) => create.run(context).await,
+            Self::Edit(edit) => edit.run(context).await,
             Self::List(_) => list(context).await,
             Self::Show(show) => show.run(context).await,
             Self::Start(one) => one.request(context, "start").await,
@@ -161,8 +164,16 @@ fn row(vm: &VmInfo) -> Vec<Cell> {
         format!("{} MiB", vm.assigned_memory.unwrap_or(vm.memory.into())).into(),
         vm.vcpus.to_string().into(),
         vm.sessions.len().to_string().into(),
-        vm.reason.clone().unwrap_or_default().into(),
+        notes(vm).into(),
     ]
+}
+
+/// What a line about it says beside its state.
+fn notes(vm: &VmInfo) -> String {
+    let edited = waiting(&vm.waiting_changes).map(|waits| format!("edited: {waits}"));
+    let refused = vm.definition_problem.as_ref().map(|problem| format!("refused: {problem}"));
+    let notes: Vec<String> = vm.reason.clone().into_iter().chain(edited).chain(refused).collect();
+    notes.join("; ")
 }
 
 fn state(vm: &VmInfo) -> Cell {
@@ -184,6 +195,8 @@ fn describe(vm: &VmInfo) -> String {
         ("vcpus", vm.vcpus.to_string()),
     ];
     lines.extend(vm.reason.clone().map(|reason| ("reason", reason)));
+    lines.extend(waiting(&vm.waiting_changes).map(|waits| ("edited", waits)));
+    lines.extend(vm.definition_problem.clone().map(|problem| ("refused", problem)));
     let why = vm.accelerator_reason.as_deref().map(|why| format!(" ({why})")).unwrap_or_default();
     lines.extend(vm.accelerator.as_ref().map(|accelerator| ("accelerator", format!("{accelerator}{why}"))));
     lines.extend(vm.pid.map(|pid| ("process", pid.to_string())));

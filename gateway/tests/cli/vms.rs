@@ -35,6 +35,45 @@ fn a_definition_goes_out_and_comes_back() {
 }
 
 #[test]
+fn a_definition_is_edited_with_options_and_with_an_editor() {
+    let state = State::new();
+    let _service = state.serve();
+    state.json("vm create --name web01 --memory 300");
+    let edited = state.run("vm edit web01 --memory 400,maximum=800 --vcpus 2 --checkpoints every=60,keep=3");
+    assert_eq!(edited.code, 0, "{edited:?}");
+    for line in ["vcpus: at the next start (1 → 2)", "memory.maximum: at the next start (nothing → 800)"] {
+        assert!(edited.stdout.lines().any(|said| said == line), "{edited:?}");
+    }
+    assert!(edited.stdout.contains("checkpoints.every: now (nothing → 60)"), "{edited:?}");
+    assert_eq!(state.json("vm show web01")["memory"], 400);
+    assert!(state.run("vm edit web01 --vcpus 2").stdout.contains("as it was"));
+    assert_eq!(state.run("vm edit web01 --initrd /x").code, 2, "there is no kernel");
+    assert_eq!(state.run("vm edit web02 --vcpus 2").code, 3);
+
+    let edit = |editor: &str, answers: &str| {
+        let mut command = state.command("vm edit web01");
+        command.env("VISUAL", "").env("EDITOR", editor).env("TMPDIR", state.path());
+        crate::kit::finish(command, answers)
+    };
+    let edited = edit("sed -i '1i # of the web'", "");
+    assert_eq!((edited.code, edited.stdout.as_str()), (0, "web01 is as it was\n"));
+    let file = state.path().join("vms/web01.toml");
+    assert!(fs::read_to_string(&file).unwrap().starts_with("# of the web\n"));
+    let before = fs::read_to_string(&file).unwrap();
+    let refused = edit("sed -i 's/^vcpus.*/vcpus = 0/'", "n\n");
+    assert_eq!(refused.code, 2);
+    assert!(refused.stderr.contains(".toml:4:9: `vcpus` is 1 to 32, not 0"), "{refused:?}");
+    assert!(refused.stderr.contains("nothing is changed; your text is in "), "{refused:?}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), before);
+    assert_eq!(edit("false", "").code, 1);
+    // Another person is faster.
+    let raced = edit(&format!("echo '# later' >> '{}' && sed -i 's/^vcpus.*/vcpus = 4/'", file.display()), "");
+    assert_eq!(raced.code, 4, "{raced:?}");
+    assert!(raced.stderr.contains("has been changed meanwhile"), "{raced:?}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), before + "# later\n");
+}
+
+#[test]
 fn a_mistake_in_a_definition_is_named_by_line_and_column() {
     let state = State::new();
     let _service = state.serve();

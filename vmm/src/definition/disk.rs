@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::{Definition, DiskSource};
+use crate::disks::lasting_name;
 
 /// Most disks of a VM.
 pub(crate) const MAX_DISKS: usize = 64;
@@ -185,6 +186,13 @@ impl Definition {
             }
             disk.unit = disk.unit.or(unit);
         }
+    }
+
+    /// Calls devices of the host by names that last; whether any had another.
+    pub(crate) fn name_devices_lastingly(&mut self) -> bool {
+        let before: Vec<_> = self.disks.iter().map(|disk| disk.source.clone()).collect();
+        self.disks.iter_mut().for_each(|disk| lasting_name(&mut disk.source));
+        self.disks.iter().zip(before).any(|(disk, before)| disk.source != before)
     }
 
     /// The disk that is called `id`, or whose image is at that path.

@@ -5,14 +5,18 @@
 //! * `memory`: memory that is always the same, or follows the guest's need,
 //! * `check`, `check_disks`: what no value may say,
 //! * `write`: [`Definition`] → text,
-//! * `file`: a definition that changes together with its file.
+//! * `changes`: what is different between two of them, and from when on that counts,
+//! * `file`: a definition that changes together with its file,
+//! * `folder_watch`: files that somebody else changes.
 
+mod changes;
 mod check;
 mod check_disks;
 mod cpu;
 mod disk;
 mod file;
 mod firmware;
+mod folder_watch;
 mod memory;
 mod network;
 mod parse;
@@ -26,11 +30,14 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub(crate) use crate::files::{make_folder, replace_file, sync_folder};
+pub use changes::{Change, When};
 pub use check::InvalidDefinition;
 pub use cpu::{Cpu, Topology};
 pub use disk::{Controllers, Disk, DiskBus, DiskCache, DiskFormat, IdeModel, ScsiModel};
 pub(crate) use file::DefinitionFile;
+pub use file::{EditDefinition, EditError};
 pub use firmware::{Firmware, Tpm, TpmModel};
+pub(crate) use folder_watch::FolderWatch;
 pub use memory::{DynamicMemory, MEMORY_BUFFER, MEMORY_WEIGHT, MemoryDevices};
 pub use network::{Forward, ForwardProtocol, InterfaceName, InvalidNetwork, Network, NetworkCard, NetworkMode};
 pub use parse::DefinitionError;

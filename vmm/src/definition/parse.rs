@@ -17,7 +17,7 @@ use super::{
 };
 
 /// Largest definition that is read, in bytes.
-const MAX_FILE: usize = 256 * 1024;
+pub(super) const MAX_FILE: usize = 256 * 1024;
 
 /// Why a definition was refused, and where it says so.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -59,6 +59,23 @@ impl Definition {
     ///
     /// The first place that is not TOML, has an unknown key or a wrong type, or says what cannot be.
     pub fn parse(text: &str, file: &Path) -> Result<Self, DefinitionError> {
+        Self::read(text, file).map(|(definition, _)| definition)
+    }
+
+    /// Reads what is to be the definition of the VM that `known` is one of: its name and UUID stay.
+    pub(super) fn parse_of(text: &str, file: &Path, known: &Self) -> Result<Self, DefinitionError> {
+        let (definition, spans) = Self::read(text, file)?;
+        let stays = |span: &Range<usize>, reason| Err(DefinitionError::at(file, text, span.clone(), reason));
+        if definition.name != known.name {
+            return stays(&spans.name, format!("`name` of a VM stays: it is {:?}", known.name));
+        }
+        if definition.uuid != known.uuid {
+            return stays(&spans.uuid, format!("`uuid` of a VM stays: it is \"{}\"", known.uuid));
+        }
+        Ok(definition)
+    }
+
+    fn read(text: &str, file: &Path) -> Result<(Self, Spans), DefinitionError> {
         if text.len() > MAX_FILE {
             return Err(DefinitionError::whole(file, format!("larger than {MAX_FILE} bytes")));
         }
@@ -72,7 +89,7 @@ impl Definition {
         definition.problem().map_or(Ok(()), |problem| {
             Err(DefinitionError::at(file, text, spans.find(problem.about), problem.reason))
         })?;
-        Ok(definition)
+        Ok((definition, spans))
     }
 
     /// Reads the definition in `file`.
@@ -302,6 +319,7 @@ fn into_disk(table: Spanned<DiskTable>) -> Result<Disk, Misplaced> {
 /// Where each value stands in the file.
 struct Spans {
     name: Range<usize>,
+    uuid: Range<usize>,
     memory: MemorySpans,
     vcpus: Range<usize>,
     monitors: Range<usize>,
@@ -341,6 +359,7 @@ impl Spans {
         let boot = boot.map(Spanned::get_ref);
         Self {
             name: file.name.span(),
+            uuid: file.uuid.span(),
             memory: MemorySpans::of(&file.memory),
             vcpus: file.vcpus.span(),
             monitors: file.monitors.span(),

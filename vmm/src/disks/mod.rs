@@ -164,7 +164,7 @@ impl Disks {
     /// The format by which a VM's definition names the image at `path`.
     fn format_in_definitions(&self, path: &Path) -> Option<DiskFormat> {
         let path = real(path).ok()?;
-        let definitions = self.host.list().into_iter().map(|vm| vm.definition());
+        let definitions = self.host.list().into_iter().flat_map(|vm| vm.definitions());
         definitions.into_iter().find_map(|definition| {
             let disk = definition.disks.iter().find(|disk| {
                 let there = disk.source.path().and_then(|path| real(path).ok());
@@ -179,7 +179,8 @@ impl Disks {
         let mut chains = Chains::default();
         let mut formats = Vec::new();
         for vm in self.host.list() {
-            for disk in vm.definition().disks.iter().filter(|disk| !disk.cdrom) {
+            let definitions = vm.definitions();
+            for disk in definitions.iter().flat_map(|definition| &definition.disks).filter(|disk| !disk.cdrom) {
                 let Some(path) = disk.source.path() else { continue };
                 let path = real(path).unwrap_or_else(|_| path.into());
                 chains.name(path.clone(), vm.name());

@@ -22,6 +22,7 @@ use super::Display;
 use super::dbus::{CONSOLE, KEYBOARD, MOUSE, PROPERTIES, console_path, next_message, socket_pair};
 use super::input::{GuestRoom, InputState, Pump};
 use super::listener;
+use super::monitor::Monitor;
 use crate::engine::{Qmp, QmpError};
 
 /// How long the whole of attaching may take.
@@ -72,15 +73,17 @@ impl Link {
         let mut link = Self { display: display.clone(), connections: vec![connection.clone()], tasks: JoinSet::new() };
         let input = display.input_state.clone();
         link.tasks.spawn(follow_properties(main, input.clone()));
-        for (index, monitor) in display.monitors.iter().enumerate() {
+        let monitors = display.monitors().clone();
+        for (index, monitor) in monitors.iter().enumerate() {
             let wanted = monitor.wanted_size().subscribe();
             link.tasks.spawn(tell_size(connection.clone(), index, wanted));
-            link.listen(&connection, index).await?;
+            link.listen(&connection, index, monitor.clone()).await?;
         }
         read_properties(&connection, &input).await?;
         display.queue.open(true);
-        let monitor = display.monitors[0].clone();
-        link.tasks.spawn(Pump::new(connection, display.queue.clone(), input, monitor, guest).run());
+        if let Some(first) = monitors.into_iter().next() {
+            link.tasks.spawn(Pump::new(connection, display.queue.clone(), input, first, guest).run());
+        }
         Ok(link)
     }
 
@@ -97,7 +100,7 @@ impl Link {
         self.tasks.shutdown().await;
     }
 
-    async fn listen(&mut self, main: &Connection, index: usize) -> Result<(), LinkError> {
+    async fn listen(&mut self, main: &Connection, index: usize, monitor: Arc<Monitor>) -> Result<(), LinkError> {
         let (ours, theirs) = socket_pair()?;
         // QEMU's main loop waits for our side of the handshake from the moment it handles the call.
         let handshake = tokio::spawn(zbus::connection::Builder::unix_stream(ours).p2p().build_message_stream());
@@ -106,7 +109,7 @@ impl Link {
         main.call_method(None::<&str>, path.as_str(), Some(CONSOLE), "RegisterListener", &fd).await?;
         let stream = handshake.await.map_err(std::io::Error::other)??;
         self.connections.push(Connection::from(&stream));
-        self.tasks.spawn(listener::serve(stream, self.display.monitors[index].clone()));
+        self.tasks.spawn(listener::serve(stream, monitor));
         Ok(())
     }
 }

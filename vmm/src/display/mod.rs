@@ -22,7 +22,7 @@ mod fake_qemu;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use console::{KeyEvent, LockKeys, PointerEvent, Scanout, Size};
 
@@ -38,7 +38,7 @@ pub use monitor::Viewer;
 #[derive(Debug)]
 pub(crate) struct Display {
     /// At least one.
-    monitors: Vec<Arc<Monitor>>,
+    monitors: Mutex<Vec<Arc<Monitor>>>,
     queue: Arc<SharedQueue>,
     input_state: Arc<InputState>,
 }
@@ -59,7 +59,7 @@ pub struct Console {
 impl Display {
     pub(crate) fn new(monitors: u8) -> Arc<Self> {
         Arc::new(Self {
-            monitors: (0..monitors.max(1)).map(|_| Arc::new(Monitor::new())).collect(),
+            monitors: Mutex::new((0..monitors.max(1)).map(|_| Arc::new(Monitor::new())).collect()),
             queue: Arc::default(),
             input_state: Arc::default(),
         })
@@ -67,13 +67,22 @@ impl Display {
 
     /// The screen of that number, from 0.
     pub(crate) fn console(self: &Arc<Self>, index: usize) -> Option<Console> {
-        let monitor = self.monitors.get(index)?.clone();
+        let monitor = self.monitors().get(index)?.clone();
         Some(Console { display: self.clone(), monitor })
+    }
+
+    /// Has that many screens from the next QEMU on. Who looks at one that is no more sees that it stays dark.
+    pub(crate) fn set_monitors(&self, monitors: u8) {
+        self.monitors().resize_with(usize::from(monitors.max(1)), || Arc::new(Monitor::new()));
+    }
+
+    fn monitors(&self) -> MutexGuard<'_, Vec<Arc<Monitor>>> {
+        self.monitors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn go_dark(&self) {
         self.queue.open(false);
-        self.monitors.iter().for_each(|monitor| monitor.go_dark());
+        self.monitors().iter().for_each(|monitor| monitor.go_dark());
     }
 }
 

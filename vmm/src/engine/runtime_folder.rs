@@ -1,5 +1,6 @@
 //! The files by which a VM's QEMU is found: `qmp.sock`, `bus.sock`, `pid`, `qemu.log`; and its TPM: `tpm.sock`, `tpm.pid`,
-//! `tpm.log`. `paused` is there while a guest shall stand still whatever its disks do.
+//! `tpm.log`. `definition.toml` is what it was started as. `paused` is there while a guest shall stand still whatever its
+//! disks do.
 //!
 //! They are facts of one run, never settings. `pid` holds the line of `/proc/PID/stat` and the host's boot
 //! identity, so that a number that was given to another process since is not mistaken for QEMU.
@@ -19,6 +20,7 @@ use super::tpm::TPM_SOCKET;
 
 const QMP_SOCKET: &str = "qmp.sock";
 const BUS_SOCKET: &str = "bus.sock";
+const DEFINITION: &str = "definition.toml";
 const PID: &str = "pid";
 const LOG: &str = "qemu.log";
 const TPM_PID: &str = "tpm.pid";
@@ -72,6 +74,11 @@ impl RuntimeFolder {
     /// Where it is.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Where it is kept what the VM was started as.
+    pub(crate) fn definition(&self) -> PathBuf {
+        self.path.join(DEFINITION)
     }
 
     /// Where the starting process writes who it is.

@@ -40,6 +40,11 @@ impl Holds {
         Some(Hold { holds: self.clone(), disk: disk.into() })
     }
 
+    /// The disks that are held.
+    pub(super) fn disks(&self) -> Vec<String> {
+        self.lock().keys().cloned().collect()
+    }
+
     /// Why a request cannot be carried out now, if it cannot.
     pub(super) fn obstacle(&self, request: &Request) -> Option<String> {
         let held = self.lock();

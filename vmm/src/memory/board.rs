@@ -43,15 +43,21 @@ pub(crate) struct Board {
 #[derive(Debug)]
 pub(crate) struct Account {
     pub(crate) id: Uuid,
-    /// What it has when nothing changes that, in bytes.
-    fixed: u64,
-    /// None: nothing does.
-    dynamic: Option<Dynamic>,
+    terms: Mutex<Terms>,
     status: watch::Receiver<Status>,
     /// The VM's driver, as long as somebody has a handle of the VM.
     pub(crate) driver: mpsc::WeakSender<Message>,
     /// Whether its start-up memory was found to fit.
     admitted: AtomicBool,
+}
+
+/// What a VM's memory is, from one start to the next.
+#[derive(Debug, Clone)]
+struct Terms {
+    /// What it has when nothing changes that, in bytes.
+    fixed: u64,
+    /// None: nothing does.
+    dynamic: Option<Arc<Dynamic>>,
 }
 
 /// Of a VM whose memory follows its guest's need.
@@ -91,11 +97,9 @@ impl Board {
         status: watch::Receiver<Status>,
         driver: mpsc::WeakSender<Message>,
     ) -> Arc<Account> {
-        let dynamic = definition.dynamic_memory.zip(definition.memory_settings());
         let account = Arc::new(Account {
             id: definition.uuid,
-            fixed: u64::from(definition.memory) << 20,
-            dynamic: dynamic.map(|(dynamic, settings)| Dynamic::new(dynamic.devices, settings)),
+            terms: Mutex::new(Terms::of(definition)),
             status,
             driver,
             admitted: AtomicBool::new(false),
@@ -171,17 +175,27 @@ impl Drop for Board {
 impl Account {
     /// What the VM's owner wants now; none when its memory is always the same.
     pub(crate) fn settings(&self) -> Option<MemorySettings> {
-        self.dynamic.as_ref().map(|dynamic| *lock(&dynamic.settings))
+        self.dynamic().map(|dynamic| *lock(&dynamic.settings))
     }
 
     /// Whose devices change the memory.
     pub(crate) fn devices(&self) -> Option<MemoryDevices> {
-        self.dynamic.as_ref().map(|dynamic| dynamic.devices)
+        self.dynamic().map(|dynamic| dynamic.devices)
+    }
+
+    /// The VM is what `definition` says from now on; what is known of its guest stays where it is of the same kind.
+    pub(crate) fn take_terms(&self, definition: &Definition) {
+        let (mut terms, new) = (lock(&self.terms), Terms::of(definition));
+        match (&terms.dynamic, &new.dynamic) {
+            (Some(old), Some(new)) if old.devices == new.devices => *lock(&old.settings) = *lock(&new.settings),
+            _ => terms.dynamic = new.dynamic,
+        }
+        terms.fixed = new.fixed;
     }
 
     /// Takes other settings.
     pub(crate) fn change(&self, wanted: Option<MemorySettings>) -> Result<(), InvalidDefinition> {
-        let (Some(dynamic), Some(wanted)) = (&self.dynamic, wanted) else {
+        let (Some(dynamic), Some(wanted)) = (self.dynamic(), wanted) else {
             return Err(InvalidDefinition::new(
                 "its memory is always the same; start it with a `[memory]` table first",
             ));
@@ -192,7 +206,7 @@ impl Account {
 
     /// The guest starts, or starts over.
     pub(crate) fn begin_run(&self) {
-        if let Some(dynamic) = &self.dynamic {
+        if let Some(dynamic) = self.dynamic() {
             dynamic.run.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -204,12 +218,12 @@ impl Account {
 
     /// Which start of the guest this is.
     pub(crate) fn run(&self) -> u64 {
-        self.dynamic.as_ref().map_or(0, |dynamic| dynamic.run.load(Ordering::Relaxed))
+        self.dynamic().map_or(0, |dynamic| dynamic.run.load(Ordering::Relaxed))
     }
 
     /// Takes in what the agent in the guest says.
     pub(crate) fn report(&self, report: MemoryReport) {
-        let Some(dynamic) = &self.dynamic else { return };
+        let Some(dynamic) = self.dynamic() else { return };
         let now = Instant::now();
         let sample = Sample { taken: now.checked_sub(REPORT_DELAY).unwrap_or(now), report };
         *lock(&dynamic.agent) = Some((self.run(), sample));
@@ -217,7 +231,7 @@ impl Account {
 
     /// What the agent said last in this run.
     pub(crate) fn agent(&self) -> Option<Sample> {
-        let (run, sample) = (*lock(&self.dynamic.as_ref()?.agent))?;
+        let (run, sample) = (*lock(&self.dynamic()?.agent))?;
         (run == self.run()).then_some(sample)
     }
 
@@ -233,24 +247,42 @@ impl Account {
     }
 
     pub(crate) fn view(&self) -> Option<VmMemoryView> {
-        *lock(&self.dynamic.as_ref()?.view)
+        *lock(&self.dynamic()?.view)
     }
 
     pub(crate) fn show(&self, view: Option<VmMemoryView>) {
-        if let Some(dynamic) = &self.dynamic {
+        if let Some(dynamic) = self.dynamic() {
             *lock(&dynamic.view) = view;
         }
     }
 
+    /// What it has in any case; none when that follows its guest's need.
+    fn fixed(&self) -> Option<u64> {
+        let terms = lock(&self.terms);
+        terms.dynamic.is_none().then_some(terms.fixed)
+    }
+
+    fn dynamic(&self) -> Option<Arc<Dynamic>> {
+        lock(&self.terms).dynamic.clone()
+    }
+
     fn is_admitted(&self) -> bool {
         let running = self.status.borrow().pid.is_some();
-        running || (self.dynamic.is_none() && self.is_on()) || self.admitted.load(Ordering::Relaxed)
+        running || (self.dynamic().is_none() && self.is_on()) || self.admitted.load(Ordering::Relaxed)
     }
 
     /// What nobody can take from it, in bytes; none when it does not share.
     fn least(&self) -> Option<u64> {
         let startup = self.settings()?.startup;
         Some(self.view().map_or(startup, |view| view.least))
+    }
+}
+
+impl Terms {
+    fn of(definition: &Definition) -> Self {
+        let dynamic = definition.dynamic_memory.zip(definition.memory_settings());
+        let dynamic = dynamic.map(|(dynamic, settings)| Arc::new(Dynamic::new(dynamic.devices, settings)));
+        Self { fixed: u64::from(definition.memory) << 20, dynamic }
     }
 }
 
@@ -270,7 +302,7 @@ impl Dynamic {
 pub(crate) fn occupied<'a>(accounts: impl Iterator<Item = &'a Arc<Account>>) -> Occupied {
     accounts.fold(Occupied::default(), |sum, account| {
         let resident = account.status().pid.map_or(0, pool::resident);
-        let fixed = if account.dynamic.is_none() { account.fixed } else { 0 };
+        let fixed = account.fixed().unwrap_or(0);
         Occupied { resident: sum.resident + resident, fixed: sum.fixed + fixed }
     })
 }

@@ -155,7 +155,12 @@ async fn what_cannot_be_attached_leaves_no_trace() {
     assert_eq!(error, "cannot detach a disk of this VM: it has no disk `disk7`");
     let edited = Definition { memory: 65, ..before };
     fs::write(host.config.definitions.join("traces.toml"), edited.to_toml()).expect("written");
-    let error = vm.attach_disk(scsi(image(&host, "c.raw", 1, ""))).await.expect_err("edited by hand").to_string();
-    assert!(error.contains("has been edited since the gateway read it"), "{error}");
-    assert_eq!(saved(&host, "traces"), edited);
+    vm.attach_disk(scsi(image(&host, "c.raw", 1, ""))).await.expect("attached");
+    let both = (saved(&host, "traces"), vm.definition());
+    assert_eq!((both.0.memory, both.1.memory), (65, 64), "an edit by hand stays, and waits");
+    assert!(both.0.disk("disk0").is_some() && both.0.disks == both.1.disks);
+    fs::write(host.config.definitions.join("traces.toml"), "memory = 1").expect("written");
+    let error = vm.attach_disk(scsi(image(&host, "d.raw", 1, ""))).await.expect_err("spoilt by hand").to_string();
+    assert!(error.contains("traces.toml:1:1: missing field `name`"), "{error}");
+    assert_eq!(*vm.definition(), *both.1);
 }

@@ -96,8 +96,8 @@ impl Disks {
             return Err(DiskError::invalid(format!("the disk is at {} already", target.source)));
         }
         let named = self.host.list().into_iter().find(|vm| {
-            let definition = vm.definition();
-            let mut others = definition.disks.iter();
+            let definitions = vm.definitions();
+            let mut others = definitions.iter().flat_map(|definition| &definition.disks);
             others.any(|disk| {
                 disk.source == target.source
                     || matches!((disk.source.path(), target.source.path()), (Some(a), Some(b)) if same_file(a, b))

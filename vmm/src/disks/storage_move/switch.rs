@@ -136,7 +136,7 @@ pub(super) async fn define(definition: &DefinitionFile, disk: &Disk) -> io::Resu
     let change = move || {
         definition.change(|definition| {
             if let Some(found) = definition.disks.iter_mut().find(|found| found.id == disk.id) {
-                (found.source, found.format) = (disk.source, disk.format);
+                (found.source, found.format) = (disk.source.clone(), disk.format);
             }
         })
     };

@@ -10,15 +10,17 @@ use super::{Driver, Trouble};
 impl Driver {
     /// Where a guest that is on cannot be given it, it has it from the next start on.
     pub(super) async fn attach_disk(&mut self, disk: &Disk) -> Result<(), Trouble> {
-        let mut definition = Definition::clone(&self.definition.current());
+        self.require_readable()?;
         let mut disk = disk.clone();
-        self.name(&mut disk, &definition)?;
+        self.name(&mut disk)?;
         let id = disk.id.clone();
         lasting_name(&mut disk.source);
         require_there(&disk.source)?;
-        definition.disks.push(disk);
-        definition.settle();
-        self.change_disks(definition, async |plug, definition| match definition.disk(&id) {
+        let attach = |definition: &mut Definition| {
+            definition.disks.push(disk.clone());
+            definition.settle();
+        };
+        self.change_disks(attach, async |plug, definition| match definition.disk(&id) {
             Some(disk) if can_be_plugged(disk, &definition.controllers) => {
                 plug.attach(disk, &definition.controllers).await
             }
@@ -29,10 +31,10 @@ impl Driver {
 
     /// The same the other way round.
     pub(super) async fn detach_disk(&mut self, id: &str) -> Result<(), Trouble> {
+        self.require_readable()?;
         let disk = self.known_disk(id)?;
-        let mut definition = Definition::clone(&self.definition.current());
-        definition.disks.retain(|other| other.id != disk.id);
-        self.change_disks(definition, async |plug, definition| {
+        let detach = |definition: &mut Definition| definition.disks.retain(|other| other.id != disk.id);
+        self.change_disks(detach, async |plug, definition| {
             if can_be_plugged(&disk, &definition.controllers) && plug.drives().await?.has(&disk.id) {
                 plug.detach(&disk.id).await
             } else {
@@ -43,14 +45,19 @@ impl Driver {
     }
 
     pub(super) async fn change_disc(&mut self, id: &str, source: &DiskSource, force: bool) -> Result<(), Trouble> {
+        self.require_readable()?;
         let disk = self.known_disk(id)?;
         if !disk.cdrom {
             return Err(Trouble::Refused(format!("disk {} is no drive for discs", disk.id)));
         }
         require_there(source)?;
         let changed = Disk { source: source.clone(), ..disk };
-        let definition = self.with_disk(&changed);
-        self.change_disks(definition, async |plug, _| {
+        let insert = |definition: &mut Definition| {
+            for disk in definition.disks.iter_mut().filter(|disk| disk.id == changed.id && disk.cdrom) {
+                disk.source.clone_from(&changed.source);
+            }
+        };
+        self.change_disks(insert, async |plug, _| {
             if plug.drives().await?.has(&changed.id) { plug.change_medium(&changed, force).await } else { Ok(()) }
         })
         .await
@@ -73,30 +80,24 @@ impl Driver {
         self.note_differences(&plug).await;
     }
 
-    /// Writes `definition` and does in QEMU, if there is one, what it takes. What QEMU cannot do is not left in the file.
+    /// Changes the definition and does in QEMU, if there is one, what it takes. What QEMU cannot do is not left in the file.
     async fn change_disks(
         &mut self,
-        definition: Definition,
+        change: impl Fn(&mut Definition),
         in_qemu: impl AsyncFnOnce(&Plug, &Definition) -> Result<(), QmpError>,
     ) -> Result<(), Trouble> {
         let plug = self.plug()?;
-        let before = self.definition.current();
-        self.definition.require_unedited().map_err(|error| Trouble::Refused(error.to_string()))?;
-        self.write(&definition)?;
+        let before = self.definition.both();
+        self.definition.change(change).map_err(|error| Trouble::Refused(error.to_string()))?;
         let Some(plug) = plug else { return Ok(()) };
-        let done = in_qemu(&plug, &definition).await;
+        let done = in_qemu(&plug, &self.definition.current()).await;
         if done.is_err()
-            && let Err(trouble) = self.write(&before)
+            && let Err(error) = self.definition.put_back(before)
         {
-            tracing::warn!(reason = trouble.reason(), "the definition keeps a change that was not made");
+            tracing::warn!(%error, "the definition keeps a change that was not made");
         }
         self.note_differences(&plug).await;
         done.map_err(trouble)
-    }
-
-    fn write(&self, definition: &Definition) -> Result<(), Trouble> {
-        let change = |current: &mut Definition| current.clone_from(definition);
-        self.definition.change(change).map_err(|error| Trouble::Refused(error.to_string()))
     }
 
     /// Makes it known which disks wait for the next start.
@@ -115,27 +116,27 @@ impl Driver {
         }
     }
 
-    /// Chooses a name for a disk that has none; that of a disk that QEMU still has is not free.
-    fn name(&self, disk: &mut Disk, definition: &Definition) -> Result<(), Trouble> {
+    /// Chooses a name for a disk that has none, and a place; that of a disk that QEMU still has is not free.
+    fn name(&self, disk: &mut Disk) -> Result<(), Trouble> {
         let waits = &self.status.borrow().next_start;
+        let definitions = [self.definition.current(), self.definition.wanted()];
+        let others = || definitions.iter().flat_map(|definition| &definition.disks);
         if disk.id.is_empty() {
-            let is_free = |name: &String| definition.disks.iter().all(|disk| disk.id != *name) && !waits.contains(name);
-            disk.id =
-                (definition.disks.len()..).map(|number| format!("disk{number}")).find(is_free).unwrap_or_default();
+            let is_free = |name: &String| others().all(|other| other.id != *name) && !waits.contains(name);
+            let first = definitions.iter().map(|definition| definition.disks.len()).min().unwrap_or(0);
+            disk.id = (first..).map(|number| format!("disk{number}")).find(is_free).unwrap_or_default();
         } else if waits.contains(&disk.id) {
             let reason = format!("the guest has a disk {} until its next start; take another name", disk.id);
             return Err(Trouble::Refused(reason));
         }
-        Ok(())
-    }
-
-    /// The definition with `disk` in place of the one of that name.
-    fn with_disk(&self, disk: &Disk) -> Definition {
-        let mut definition = Definition::clone(&self.definition.current());
-        for old in definition.disks.iter_mut().filter(|old| old.id == disk.id) {
-            old.clone_from(disk);
+        if disk.unit.is_none() {
+            // One that is free now, and at the next start.
+            let mut both = Definition { disks: others().cloned().collect(), ..Definition::clone(&definitions[0]) };
+            both.disks.push(disk.clone());
+            both.settle();
+            disk.unit = both.disks.pop().and_then(|disk| disk.unit);
         }
-        definition
+        Ok(())
     }
 
     /// The disk of that name or image.

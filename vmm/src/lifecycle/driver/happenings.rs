@@ -14,8 +14,10 @@ impl Driver {
     /// Finds out what became of the VM while there was no gateway.
     pub(super) async fn take_back(&mut self) {
         let Ok(folder) = RuntimeFolder::open(&self.runtime) else { return };
+        let kept = folder.definition();
         match Machine::find(folder, &self.connections, self.host.config.deadlines) {
             Ok(Ok(machine)) => {
+                self.take_back_definition(kept);
                 self.status.send_modify(|status| status.pid = Some(machine.pid()));
                 self.machine = Some(machine);
                 self.recover().await;

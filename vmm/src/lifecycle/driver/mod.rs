@@ -1,8 +1,10 @@
 //! The one task that changes a VM.
 //!
-//! Here is its loop and its state; `requests` has what others ask, `disks` what of it is about disks, `jobs` what of it
-//! takes long, `moves` what a disk that moves needs, `happenings` what happens by itself, `failures` what of it is a disk's.
+//! Here is its loop and its state; `requests` has what others ask, `definition` what its file is to say, `disks` what of it
+//! is about disks, `jobs` what of it takes long, `moves` what a disk that moves needs, `happenings` what happens by itself,
+//! `failures` what of it is a disk's.
 
+mod definition;
 mod disks;
 mod failures;
 mod happenings;
@@ -23,7 +25,7 @@ use super::machine::{Connections, Machine};
 use super::request_queue::{Process, RequestId, RequestQueue, Step};
 use super::snapshot::Snapshot;
 use super::state::{Request, RequestError, Status, VmState};
-use crate::definition::DefinitionFile;
+use crate::definition::{Change, DefinitionFile, EditDefinition, EditError};
 use crate::host::HostShared;
 use crate::memory::{self, Facts, Orders};
 
@@ -61,6 +63,14 @@ pub(crate) enum Message {
     },
     Monitor {
         reply: oneshot::Sender<Monitor>,
+    },
+    /// See what is in the definition's file now.
+    Look {
+        reply: oneshot::Sender<()>,
+    },
+    Edit {
+        edit: Box<EditDefinition>,
+        reply: oneshot::Sender<Result<Vec<Change>, EditError>>,
     },
     Switch {
         switch: Switch,
@@ -210,6 +220,11 @@ impl Driver {
             // Nobody need wait for it.
             Message::Monitor { reply } => drop(reply.send(self.monitor())),
             Message::Switch { switch, reply } => self.submit_switch(switch, reply),
+            Message::Look { reply } => {
+                self.look_at_file();
+                let _ = reply.send(());
+            }
+            Message::Edit { edit, reply } => drop(reply.send(self.edit(*edit))),
         }
     }
 
@@ -309,6 +324,8 @@ impl Driver {
         }
         if self.machine.is_none() && state != VmState::Starting {
             self.connections.memory.release();
+            self.definition.end_run();
+            self.become_current();
         }
         self.queue.observe(state, self.process());
         self.queue.observe_wait(self.failures.come_back());

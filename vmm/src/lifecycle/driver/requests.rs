@@ -20,6 +20,12 @@ use crate::memory::{Hardware, hyper_v_obstacle};
 
 impl Driver {
     pub(super) async fn start(&mut self) -> Result<(), Trouble> {
+        self.require_readable()?;
+        if let Some(left) = self.machine.take() {
+            left.end_by_force().await.map_err(Trouble::Failed)?;
+            let reason = self.status.borrow().reason.clone();
+            self.enter(VmState::Failed, reason);
+        }
         let accelerator = self.boot().await?;
         self.run_processors().await?;
         self.enter(VmState::Running, None);
@@ -29,6 +35,9 @@ impl Driver {
 
     /// Starts a QEMU whose processors wait, in place of one that may be left.
     pub(super) async fn boot(&mut self) -> Result<Accelerator, Trouble> {
+        if self.machine.is_none() {
+            self.require_readable()?;
+        }
         self.host.memory.admit(&self.connections.memory).map_err(Trouble::Refused)?;
         self.connections.memory.begin_run();
         self.enter(VmState::Starting, None);
@@ -54,6 +63,9 @@ impl Driver {
         check_network(&definition, deadline).await.map_err(Trouble::Failed)?;
         let folder = RuntimeFolder::create(&self.runtime)
             .map_err(|error| Trouble::Failed(format!("runtime folder {}: {error}", self.runtime.display())))?;
+        self.definition
+            .begin_run(folder.definition())
+            .map_err(|error| Trouble::Failed(format!("{}: {error}", folder.definition().display())))?;
         let launch = self.launch(&definition, report.accelerator).await.map_err(Trouble::Failed)?;
         let plan = Plan {
             qemu: &self.host.qemu,
