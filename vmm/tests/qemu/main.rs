@@ -18,6 +18,7 @@ mod hot_plug;
 mod kit;
 mod lifecycle;
 mod memory;
+mod move_targets;
 mod moves;
 mod network;
 mod places;

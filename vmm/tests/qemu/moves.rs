@@ -21,7 +21,7 @@ use vmm::{
 use crate::disk_server::NbdServer;
 use crate::kit::{PATIENCE, TestHost, console_guest, firmware, reaches, shell, signal, soon, types};
 
-const SIZE: u64 = 48 << 20;
+pub(crate) const SIZE: u64 = 48 << 20;
 /// Where records are: the first is at one of these, the next at two.
 const RECORD: u64 = 4096;
 
@@ -38,13 +38,14 @@ exit
 "#;
 
 /// A guest that keeps a log on its third disk.
-struct Scribe {
+pub(crate) struct Scribe {
     acknowledged: PathBuf,
-    disks: Vec<Disk>,
+    /// Its script, the number of the last record, and its log, which moves.
+    pub(crate) disks: Vec<Disk>,
 }
 
 impl Scribe {
-    fn new(host: &TestHost) -> Self {
+    pub(crate) fn new(host: &TestHost) -> Self {
         let [script, acknowledged, log] = ["script", "acknowledged", "log"].map(|name| host.folder().join(name));
         fs::write(&script, WRITER).expect("written");
         for (path, size) in [(&script, 1 << 20), (&acknowledged, 1 << 20)] {
@@ -57,12 +58,12 @@ impl Scribe {
         Self { acknowledged, disks }
     }
 
-    fn definition(&self) -> Definition {
+    pub(crate) fn definition(&self) -> Definition {
         Definition { disks: self.disks.clone(), ..console_guest("scribe") }
     }
 
     /// Waits for the shell, and has it write.
-    async fn write(&self, vm: &Vm) {
+    pub(crate) async fn write(&self, vm: &Vm) {
         let before = self.number();
         shell(&vm.console()).await;
         let deadline = Instant::now() + PATIENCE;
@@ -75,21 +76,21 @@ impl Scribe {
     }
 
     /// The number of the last record that the guest was told is on the disk.
-    fn number(&self) -> u64 {
+    pub(crate) fn number(&self) -> u64 {
         let mut bytes = [0; 8];
         let file = fs::File::open(&self.acknowledged).expect("there");
         file.read_exact_at(&mut bytes, 0).expect("read");
         String::from_utf8_lossy(&bytes).trim_matches(['\0', ' ']).parse().unwrap_or(0)
     }
 
-    async fn past(&self, number: u64) {
+    pub(crate) async fn past(&self, number: u64) {
         while self.number() <= number {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
     /// Whether the disk, which nobody writes to now, holds every record up to the last.
-    fn check(&self, vm: &Vm) {
+    pub(crate) fn check(&self, vm: &Vm) {
         let (last, disk) = (self.number(), moving(vm));
         let raw = plain(&disk);
         for number in 1..=last {
@@ -102,7 +103,7 @@ impl Scribe {
 }
 
 /// The disk that moves, as the definition has it now.
-fn moving(vm: &Vm) -> Disk {
+pub(crate) fn moving(vm: &Vm) -> Disk {
     vm.definition().disks[2].clone()
 }
 
@@ -124,7 +125,7 @@ fn noise(path: &Path) {
 }
 
 /// The bytes of a disk that is a file and that nobody writes to.
-fn plain(disk: &Disk) -> Vec<u8> {
+pub(crate) fn plain(disk: &Disk) -> Vec<u8> {
     let path = disk.source.path().expect("a file");
     let driver = if disk.format == DiskFormat::Vhd { "vpc" } else { disk.format.word() };
     let raw = path.with_extension("plain");
@@ -135,24 +136,24 @@ fn plain(disk: &Disk) -> Vec<u8> {
     bytes
 }
 
-fn sha256(bytes: &[u8], folder: &Path) -> String {
+pub(crate) fn sha256(bytes: &[u8], folder: &Path) -> String {
     let file = folder.join("sum");
     fs::write(&file, bytes).expect("written");
     let output = Command::new("sha256sum").arg(&file).output().expect("sha256sum runs");
     String::from_utf8_lossy(&output.stdout).split(' ').next().expect("a sum").to_owned()
 }
 
-fn to(target: impl Into<String>) -> MoveDisk {
+pub(crate) fn to(target: impl Into<String>) -> MoveDisk {
     let target = target.into();
     MoveDisk { target, format: None, rate: None, verify: false, delete_source: false, leave_snapshots: false }
 }
 
-fn file(host: &TestHost, name: &str) -> (PathBuf, MoveDisk) {
+pub(crate) fn file(host: &TestHost, name: &str) -> (PathBuf, MoveDisk) {
     let path = host.folder().join(name);
     (path.clone(), to(path.display().to_string()))
 }
 
-async fn begin(host: &TestHost, vm: &Vm, request: MoveDisk) -> Job {
+pub(crate) async fn begin(host: &TestHost, vm: &Vm, request: MoveDisk) -> Job {
     host.host().disks().move_disk(vm, "disk2", request).await.expect("begun")
 }
 
@@ -171,7 +172,7 @@ async fn until(host: &TestHost, job: &Job, enough: impl Fn(&Job) -> bool) -> Job
     now
 }
 
-async fn moved(host: &TestHost, job: &Job) -> Moved {
+pub(crate) async fn moved(host: &TestHost, job: &Job) -> Moved {
     let job = ended(host, job).await;
     assert_eq!((job.state, job.problem.as_deref()), (JobState::Done, None), "{job:?}");
     serde_json::from_value(job.result.expect("a result")).expect("it says where the disk is")
