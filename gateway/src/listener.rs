@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, set_ipv6_v6only};
+use socket2::SockRef;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
@@ -39,6 +40,9 @@ const REOPEN: Duration = Duration::from_secs(10);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
+/// Bytes that the system keeps beyond those that are on their way to a client. It would keep megabytes, all of them older
+/// pictures: for a client that is slow they come late, and for one that takes nothing they are encoded in vain.
+const MAX_UNSENT: u32 = 128 * 1024;
 
 /// An address that cannot be listened on.
 #[derive(Debug, Error)]
@@ -211,9 +215,7 @@ async fn serve(
     context: Arc<SessionContext>,
 ) {
     let connection = async {
-        // Without them the connection is slower or noticed to be dead later, and still of use.
-        let _ = stream.set_nodelay(true);
-        let _ = keep_alive(&stream);
+        set_options(&stream);
         match timeout(FIRST_BYTE_DEADLINE, stream.peek(&mut [0])).await {
             Err(_) => return visitor.turned_away("nothing said"),
             Ok(Err(_) | Ok(0)) => return visitor.turned_away("closed by the peer before it said anything"),
@@ -229,10 +231,44 @@ async fn serve(
     }
 }
 
+/// Without these a connection is slower, or noticed to be dead later, and still of use.
+fn set_options(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+    let _ = keep_alive(stream);
+    let _ = SockRef::from(stream).set_tcp_notsent_lowat(MAX_UNSENT);
+}
+
 fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
     let socket = stream.as_fd();
     sockopt::set_socket_keepalive(socket, true)?;
     sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
     sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
     sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes that a socket takes for a client that reads none.
+    async fn taken(set: fn(&TcpStream)) -> usize {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+        let client = TcpSocket::new_v4().expect("a socket");
+        client.set_recv_buffer_size(4096).expect("a small buffer");
+        let connecting = client.connect(listener.local_addr().expect("bound"));
+        let (client, accepted) = tokio::join!(connecting, listener.accept());
+        let (_client, (stream, _)) = (client.expect("connected"), accepted.expect("accepted"));
+        set(&stream);
+        let mut taken = 0;
+        while let Ok(Ok(())) = timeout(Duration::from_millis(200), stream.writable()).await {
+            taken += stream.try_write(&[0; 16 * 1024]).unwrap_or(0);
+        }
+        taken
+    }
+
+    #[tokio::test]
+    async fn little_is_kept_for_a_client_that_takes_nothing() {
+        let (ours, systems) = tokio::join!(taken(set_options), taken(|_| {}));
+        assert!(ours < 2 * MAX_UNSENT as usize && ours < systems, "{ours} of {systems} bytes");
+    }
 }
