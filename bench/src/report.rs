@@ -51,12 +51,18 @@ impl Report {
 
     /// Adds a number that must not be above `limit`.
     pub(crate) fn at_most(&mut self, what: impl Into<String>, value: f64, limit: f64, unit: &'static str) {
-        self.figures.push(Figure { what: what.into(), value, bound: Bound::AtMost, limit, unit });
+        self.figure(Figure { what: what.into(), value, bound: Bound::AtMost, limit, unit });
     }
 
     /// Adds a number that must not be below `limit`.
     pub(crate) fn at_least(&mut self, what: impl Into<String>, value: f64, limit: f64, unit: &'static str) {
-        self.figures.push(Figure { what: what.into(), value, bound: Bound::AtLeast, limit, unit });
+        self.figure(Figure { what: what.into(), value, bound: Bound::AtLeast, limit, unit });
+    }
+
+    /// Tells it at once, too: what comes after it may take long, or go wrong.
+    fn figure(&mut self, figure: Figure) {
+        eprintln!("{}", figure.in_words());
+        self.figures.push(figure);
     }
 
     /// Whether every figure is within its limit.
@@ -71,10 +77,7 @@ impl Report {
             println!("{}\n\n{}", table.title, table.text());
         }
         for figure in &self.figures {
-            let verdict = if figure.is_met() { "met" } else { "MISSED" };
-            let Figure { what, value, bound, limit, unit } = figure;
-            let bound = if *bound == Bound::AtMost { "at most" } else { "at least" };
-            println!("* {what}: {} {unit}, {bound} {limit} {unit}: {verdict}", number(*value));
+            println!("* {}", figure.in_words());
         }
         println!("\n{}\n", self.json());
     }
@@ -94,6 +97,13 @@ impl Figure {
             Bound::AtMost => self.value <= self.limit,
             Bound::AtLeast => self.value >= self.limit,
         }
+    }
+
+    fn in_words(&self) -> String {
+        let verdict = if self.is_met() { "met" } else { "MISSED" };
+        let Self { what, value, bound, limit, unit } = self;
+        let bound = if *bound == Bound::AtMost { "at most" } else { "at least" };
+        format!("{what}: {} {unit}, {bound} {limit} {unit}: {verdict}", number(*value))
     }
 
     fn json(&self) -> Value {

@@ -5,8 +5,7 @@ use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -15,6 +14,7 @@ use fanlight_tests::guest::Machine;
 use fanlight_tests::headless::keyboard::ENTER;
 use serde_json::{Value, json};
 
+use super::{Folder, disk_table, qemu_img};
 use crate::report::{Report, median};
 use crate::world::World;
 
@@ -25,7 +25,7 @@ const BLOCK: u64 = 4096;
 const BEFORE: Duration = Duration::from_secs(5);
 /// How often the disk is looked at for the next.
 const LOOK_EVERY: Duration = Duration::from_micros(200);
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(300);
 /// How often each of the ways to copy is measured.
 const ROUNDS: usize = 3;
 
@@ -80,8 +80,8 @@ struct Times {
 }
 
 async fn run(format: &str) -> Result<Measured> {
-    let folder = Folder::new()?;
-    let at = |name: &str| folder.0.join(name);
+    let folder = Folder::new("move")?;
+    let at = |name: &str| folder.at(name);
     let source = at("source");
     noise(&source)?;
     if format != "raw" {
@@ -102,16 +102,14 @@ async fn run(format: &str) -> Result<Measured> {
     let script = at("script");
     fs::write(&script, WRITER)?;
     File::options().write(true).open(&script)?.set_len(1 << 20)?;
-    let table =
-        |path: &Path, format: &str| format!("[[disk]]\npath = {path:?}\nformat = {format:?}\nbus = \"virtio\"\n");
-    let tables = format!("{}{}", table(&script, "raw"), table(&source, format));
+    let tables = format!("{}{}", disk_table(&script, "raw"), disk_table(&source, format));
     // The process does not live long.
     let world = World::start_on("mover", Machine { tables: tables.leak(), ..Machine::default() })?;
     let span = world.span()?;
     let target = at(&format!("target.{format}"));
     let (times, writes) = if format == "raw" {
         let mut client = world.client("mover").await?;
-        client.type_text("sh /dev/vda &").await?;
+        client.type_text("until [ -b /dev/vda ]; do :; done; sh /dev/vda &").await?;
         client.tap(ENTER).await?;
         beside_writes(&world, &source, &target)?
     } else {
@@ -128,9 +126,11 @@ async fn run(format: &str) -> Result<Measured> {
     })
 }
 
-/// Writes blocks of one letter over the noise, from the front, each with a flush.
+/// Writes blocks of one letter over the noise, from the front, each with a flush: that is what QEMU does when the disk is to
+/// keep nothing in a cache.
 const WRITER: &str = "until [ -b /dev/vdb ]; do :; done\n\
-    tr '\\0' x </dev/zero | dd of=/dev/vdb bs=4096 count=200000 oflag=dsync conv=notrunc iflag=fullblock\nexit\n";
+    echo 'write through' >/sys/block/vdb/cache_type\n\
+    tr '\\0' x </dev/zero | dd of=/dev/vdb bs=4096 count=500000 oflag=direct iflag=fullblock conv=notrunc\nexit\n";
 
 /// Moves the disk while the guest writes to it; the medians of its writes before and meanwhile.
 fn beside_writes(world: &World, source: &Path, target: &Path) -> Result<(Times, Option<(f64, f64)>)> {
@@ -144,16 +144,12 @@ fn beside_writes(world: &World, source: &Path, target: &Path) -> Result<(Times, 
         over.store(true, Ordering::Relaxed);
         let seen = watcher.join().map_err(|_| anyhow!("the watcher broke"))??;
         let times = measured?;
-        let between = |range: Range<Instant>| -> Vec<f64> {
-            let pairs = seen.windows(2).filter_map(|pair| <[Instant; 2]>::try_from(pair).ok());
-            let inside = pairs.filter(|[start, end]| *start >= range.start && *end <= range.end);
-            inside.map(|[start, end]| (end - start).as_secs_f64() * 1e3).collect()
-        };
         let first = seen.first().copied().context("nothing is written")?;
+        let between = |range: Range<Instant>| gaps(&seen, |start, end| start >= range.start && end <= range.end);
         let (before, during) = (between(first..times.begun), between(times.begun..times.ended));
         ensure!(before.len() > 20 && during.len() > 20, "{} and {} writes are too few", before.len(), during.len());
-        let medians = (median(&before), median(&during));
-        Ok((times, Some(medians)))
+        let writes = (median(&before), median(&during));
+        Ok((times, Some(writes)))
     })
 }
 
@@ -166,7 +162,13 @@ fn first_write(disk: &Path) -> Result<()> {
     Ok(())
 }
 
-/// When each block was there, until `over`.
+/// The milliseconds between one block and the next, of those pairs that are wanted.
+fn gaps(seen: &[Instant], wanted: impl Fn(Instant, Instant) -> bool) -> Vec<f64> {
+    let pairs = seen.windows(2).filter_map(|pair| <[Instant; 2]>::try_from(pair).ok());
+    pairs.filter(|[start, end]| wanted(*start, *end)).map(|[start, end]| (end - start).as_secs_f64() * 1e3).collect()
+}
+
+/// When each block was there, until it is `over`.
 fn watch(disk: &Path, over: &AtomicBool) -> Result<Vec<Instant>> {
     let (file, mut seen, mut block) = (File::open(disk)?, Vec::new(), 0);
     while !over.load(Ordering::Relaxed) {
@@ -215,12 +217,6 @@ fn convert(source: &Path, from: &str, target: &Path, to: &str) -> Result<()> {
     qemu_img(&["convert", "-f", from, "-O", to], &[source, target])
 }
 
-fn qemu_img(words: &[&str], paths: &[&Path]) -> Result<()> {
-    let status = Command::new("qemu-img").args(words).args(paths).status().context("qemu-img does not run")?;
-    ensure!(status.success(), "qemu-img {words:?} ended with {status}");
-    Ok(())
-}
-
 /// Fills a file with what no format stores as nothing.
 fn noise(path: &Path) -> Result<()> {
     let (mut file, mut random) = (File::create(path)?, File::open("/dev/urandom")?);
@@ -230,21 +226,4 @@ fn noise(path: &Path) -> Result<()> {
         file.write_all(&piece)?;
     }
     Ok(file.sync_all()?)
-}
-
-/// A folder that goes with this value.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("fanlight-bench-move-{}", std::process::id()));
-        fs::create_dir(&path)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
