@@ -13,6 +13,7 @@ mod editing;
 mod harness;
 mod hostile;
 mod input;
+mod library;
 mod lifecycle;
 mod login;
 mod memory;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         modes::journeys(),
         storage_move::journeys(),
         editing::journeys(),
+        library::journeys(),
         login::journeys(),
         command_line::journeys(),
     ];

@@ -161,6 +161,16 @@ impl Gateway {
         self.create(name, Machine::default(), Some(&self.state.join(format!("{name}.qcow2"))))
     }
 
+    /// A VM that is there already, with the console guest.
+    ///
+    /// # Errors
+    ///
+    /// What the gateway says.
+    pub fn guest(&self, name: &str) -> Result<Guest> {
+        let shown = self.api().get(&format!("/v1/vms/{name}"))?;
+        Ok(Guest::new(self.api(), name, shown["uuid"].as_str().context("a VM without a UUID")?))
+    }
+
     fn create(&self, name: &str, machine: Machine, disk: Option<&Path>) -> Result<Guest> {
         let under_test = environment()?;
         let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned();

@@ -33,6 +33,8 @@ pub struct HostConfig {
     pub checkpoints: PathBuf,
     /// The folder of the moves of disks that are under way, one file per move.
     pub moves: PathBuf,
+    /// The folder of images that are made for VMs.
+    pub images: PathBuf,
     /// The folder of what VMs' devices keep (variables of UEFI, keys of TPMs), one folder per VM.
     pub devices: PathBuf,
     /// The QEMU to run; `qemu-system-x86_64` on the path when none is named.
@@ -128,11 +130,11 @@ impl HostConfig {
     #[must_use]
     pub fn new(definitions: impl Into<PathBuf>, runtime: impl Into<PathBuf>) -> Self {
         let definitions = definitions.into();
-        let [jobs, checkpoints, moves, devices] =
-            ["jobs", "checkpoints", "moves", "devices"].map(|name| definitions.with_file_name(name));
+        let [jobs, checkpoints, moves, images, devices] =
+            ["jobs", "checkpoints", "moves", "images", "devices"].map(|name| definitions.with_file_name(name));
         let (deadlines, memory) = (Deadlines::default(), MemoryConfig::default());
         let (runtime, qemu, swtpm) = (runtime.into(), None, None);
-        Self { definitions, runtime, jobs, checkpoints, moves, devices, qemu, swtpm, deadlines, memory }
+        Self { definitions, runtime, jobs, checkpoints, moves, images, devices, qemu, swtpm, deadlines, memory }
     }
 }
 
@@ -167,6 +169,7 @@ impl Host {
             definitions: absolute(&config.definitions)?,
             runtime: absolute(&config.runtime)?,
             devices: absolute(&config.devices)?,
+            images: absolute(&config.images)?,
             ..config
         };
         let files = definition_files(&config.definitions)
@@ -228,6 +231,16 @@ impl Host {
     /// The QEMU that is run.
     pub(crate) fn qemu(&self) -> &Path {
         &self.shared.qemu
+    }
+
+    /// The folder of images that are made for VMs.
+    pub(crate) fn images(&self) -> &Path {
+        &self.shared.config.images
+    }
+
+    /// Where a VM's devices keep their things.
+    pub(crate) fn devices_of(&self, vm: Uuid) -> PathBuf {
+        self.shared.config.devices.join(vm.to_string())
     }
 
     /// The runtime folder of a VM.

@@ -15,6 +15,7 @@
 //! * `accelerator`: whether KVM really works here,
 //! * `checkpoints`: states that a VM can go back to, as people see them,
 //! * `disks`: images that no VM has to run for: made, described, converted, resized,
+//! * `library`: VMs that are ready to be started, and making them,
 //! * `jobs`: what takes minutes: progress, cancelling, and what a killed gateway left,
 //! * `files`: files that are whole or not there,
 //! * `display`: pictures and cursors out of QEMU, keys and pointers into it,
@@ -34,6 +35,7 @@ pub mod files;
 pub mod fuzz_oracle;
 mod host;
 mod jobs;
+mod library;
 mod lifecycle;
 pub mod memory;
 mod vm;
@@ -55,5 +57,6 @@ pub use disks::{
 pub use display::{Console, InputFull, Viewer};
 pub use host::{Deadlines, Host, HostConfig, HostError};
 pub use jobs::{Job, JobHandle, JobId, JobKind, JobState, Jobs, JobsError, NewJob, Progress, Unfinished};
+pub use library::{FromEntry, LibraryError};
 pub use lifecycle::{InvalidTag, Refusal, Request, RequestError, Snapshot, SnapshotTag, Status, VmState};
 pub use vm::Vm;

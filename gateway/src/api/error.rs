@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
-use vmm::{CheckpointError, DiskError, EditError, HostError, JobsError, RequestError};
+use vmm::{CheckpointError, DiskError, EditError, HostError, JobsError, LibraryError, RequestError};
 
 use crate::problem::{Code, ErrorBody, Problem};
 
@@ -110,6 +110,25 @@ impl From<EditError> for Problem {
             EditError::Io { .. } => (Code::Internal, None),
         };
         Self { hint: hint.map(Into::into), ..Self::new(code, error) }
+    }
+}
+
+impl From<LibraryError> for Problem {
+    fn from(error: LibraryError) -> Self {
+        let code = match error {
+            LibraryError::Disk(error) => return error.into(),
+            LibraryError::Host(error) => return error.into(),
+            LibraryError::Jobs(error) => return error.into(),
+            LibraryError::NoEntry { .. } => Code::Invalid,
+            LibraryError::InUse { .. } | LibraryError::Unfit { .. } => Code::Conflict,
+            LibraryError::Io { ref error, .. } => match error.kind() {
+                io::ErrorKind::NotFound => Code::NotFound,
+                io::ErrorKind::AlreadyExists => Code::Conflict,
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Code::Forbidden,
+                _ => Code::Internal,
+            },
+        };
+        Self::new(code, error)
     }
 }
 

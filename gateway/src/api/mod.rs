@@ -11,6 +11,10 @@
 //! | `GET /v1/vms/{vm}/screenshot` | what its screen shows, as PNG |
 //! | `GET`, `POST /v1/vms/{vm}/disks` | list, attach |
 //! | `POST /v1/vms/{vm}/disks/{disk}/detach`, `disc` | detach; put another disc, or none, into a drive |
+//! | `POST /v1/vms/{vm}/export` | make an entry of a library of it, as a job |
+//! | `POST /v1/vms/{vm}/move-home` | move all its disks into images of its own, a job each |
+//! | `POST /v1/library` | make a VM from an entry |
+//! | `POST /v1/library/verify` | compare an entry with its checksums, as a job |
 //! | `POST /v1/vms/{vm}/{request}` | `start`, `shutdown`, `reboot`, `stop`, `reset`, `pause`, `resume` |
 //! | `GET /v1/vms/{vm}/guest`, `POST /v1/vms/{vm}/guest/ping` | what its agent says; whether it answers |
 //! | `GET /v1/memory` | what each VM has and needs |
@@ -35,6 +39,7 @@ mod disks;
 mod error;
 mod guest;
 mod jobs;
+mod library;
 mod memory;
 pub mod model;
 mod service;
@@ -93,6 +98,10 @@ pub fn router(context: Arc<ApiContext>) -> Router {
         .route("/v1/vms/{vm}/disks", get(vm_disks::list).post(vm_disks::attach))
         .route("/v1/vms/{vm}/disks/{disk}/detach", post(vm_disks::detach))
         .route("/v1/vms/{vm}/disks/{disk}/disc", post(vm_disks::change_disc))
+        .route("/v1/vms/{vm}/export", post(library::export))
+        .route("/v1/vms/{vm}/move-home", post(library::move_home))
+        .route("/v1/library", post(library::create))
+        .route("/v1/library/verify", post(library::verify))
         .route("/v1/vms/{vm}/{request}", post(vms::request))
         .route("/v1/vms/{vm}/disks/{disk}/move", post(disks::move_disk))
         .route("/v1/disks", get(disks::show).post(disks::create).delete(disks::delete))

@@ -1,5 +1,7 @@
 //! The JSON bodies of the API, for both ends.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use vmm::{Change, DiskBus, DiskCache, DiskFormat, NewImage};
 use zeroize::Zeroizing;
@@ -146,6 +148,17 @@ pub struct CreateVm {
     /// Disk images to create with it.
     #[serde(default)]
     pub disks: Vec<NewImage>,
+    /// Whether there is a system on its first disk already: it must be there, and of the format that is said.
+    #[serde(default)]
+    pub import: bool,
+}
+
+/// An entry of a library.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EntryFolder {
+    /// Its folder; absolute.
+    pub folder: PathBuf,
 }
 
 /// A definition that was edited.

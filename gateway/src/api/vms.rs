@@ -35,6 +35,9 @@ pub(super) async fn create(
     if context.session.host.find(&definition.name).is_some() {
         return Err(Problem::new(Code::Conflict, format!("a VM `{}` exists already", definition.name)));
     }
+    if request.import {
+        require_importable(&context, &definition).await?;
+    }
     let disks = NewDisks::create(&context.session.host.disks(), request.disks).await?;
     let vm = context.session.host.create(definition).await?;
     disks.keep();
@@ -42,6 +45,17 @@ pub(super) async fn create(
     drop(context.session.buses.of(&vm));
     info!(vm = vm.name(), "vm created");
     Ok((StatusCode::CREATED, Json(context.info(&vm))))
+}
+
+/// Fails when the first disk cannot hold a system already.
+async fn require_importable(context: &ApiContext, definition: &Definition) -> Answer<()> {
+    let first = definition.disks.first().filter(|disk| !disk.cdrom);
+    let first = first.ok_or_else(|| Problem::new(Code::Invalid, "there is no disk that a system could be on"))?;
+    // What is on a server is seen when the VM is started.
+    if let Some(path) = first.source.path() {
+        context.session.host.disks().info(path, Some(first.format)).await?;
+    }
+    Ok(())
 }
 
 pub(super) async fn show(State(context): State<Arc<ApiContext>>, Part(name): Part<String>) -> Answer<Json<VmInfo>> {
@@ -128,7 +142,7 @@ impl ApiContext {
         })
     }
 
-    fn info(&self, vm: &Vm) -> VmInfo {
+    pub(super) fn info(&self, vm: &Vm) -> VmInfo {
         let (status, definition) = (vm.status(), vm.definition());
         let mut sessions = self.session.sessions.list();
         sessions.retain(|session| session.vm == vm.name());

@@ -110,6 +110,15 @@ impl Waiting {
     }
 }
 
+/// Shows how far a job is that comes before something else, and fails when it does.
+pub(super) async fn require_done(context: &Context, job: Job) -> Result<(), Problem> {
+    let mut line = ProgressLine::new(context.output);
+    let job = follow(context, job, &mut line).await;
+    line.clear();
+    let job = job?;
+    if job.state == JobState::Done { Ok(()) } else { Err(problem(&job)) }
+}
+
 /// Shows how far a job is until it has ended, or somebody presses Ctrl-C.
 async fn wait(context: &Context, job: Job, done: impl FnOnce(&Job) -> String) -> Result<ExitCode, Problem> {
     let id = job.id;

@@ -5,15 +5,18 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde_json::Value;
+use vmm::Job;
 
 use super::Context;
 use super::bus;
 use super::create::Create;
+use super::disk_option::absolute;
 use super::edit::{Edit, waiting};
+use super::job::Waiting;
 use super::memory::summary;
 use super::output::{Cell, Colour, age};
 use crate::api::client::segment;
-use crate::api::model::{VmInfo, VmList};
+use crate::api::model::{EntryFolder, VmInfo, VmList};
 use crate::problem::{Code, Problem};
 
 #[derive(Debug, Subcommand)]
@@ -46,7 +49,25 @@ pub(super) enum Vm {
     /// Forget a VM that is stopped; its disks stay
     #[command(after_help = "Example:\n  fanlight vm delete web01")]
     Delete(One),
+    Export(Export),
     Screenshot(Screenshot),
+}
+
+/// Make an entry of a library of a VM that is off: definition, disks, checksums
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  fanlight vm export web01 /mnt/library/web
+  fanlight vm create --name web02 --from /mnt/library/web
+
+The disks stand on nothing there. Checkpoints and the keys of a TPM are not copied.")]
+pub(super) struct Export {
+    /// The VM: name or UUID
+    vm: String,
+    /// The entry: a folder that is not there yet, in one that is
+    folder: PathBuf,
+    #[command(flatten)]
+    waiting: Waiting,
 }
 
 /// List the VMs
@@ -86,6 +107,7 @@ pub(super) struct Screenshot {
 impl Vm {
     pub(super) async fn run(self, context: &Context) -> Result<ExitCode, Problem> {
         match self {
+            Self::Export(export) => return export.run(context).await,
             Self::Create(create) => create.run(context).await,
             Self::Edit(edit) => edit.run(context).await,
             Self::List(_) => list(context).await,
@@ -110,6 +132,20 @@ async fn list(context: &Context) -> Result<(), Problem> {
     context.output.table(&list, &["VM", "STATE", "SINCE", "MEMORY", "VCPUS", "SESSIONS", "REASON"], rows);
     list.problems.iter().for_each(|problem| context.output.note(&format!("refused: {problem}")));
     Ok(())
+}
+
+impl Export {
+    async fn run(self, context: &Context) -> Result<ExitCode, Problem> {
+        let Self { vm, folder, waiting } = self;
+        let folder = absolute(folder);
+        let body = EntryFolder { folder: folder.clone() };
+        let job: Job = context.client.post(&path(&vm, "/export"), &body).await?;
+        let done = |_: &Job| {
+            let folder = folder.display();
+            format!("{vm} is exported; `fanlight vm create --name NAME --from {folder}` makes a VM of it")
+        };
+        waiting.follow(context, job, done).await
+    }
 }
 
 impl Show {

@@ -74,6 +74,27 @@ fn a_definition_is_edited_with_options_and_with_an_editor() {
 }
 
 #[test]
+fn a_disk_with_a_system_on_it_is_imported() {
+    let state = State::new();
+    let _service = state.serve();
+    let disk = state.path().join("old.qcow2");
+    let words = |rest: &str| format!("vm create --name web01 --import --disk path={}{rest}", disk.display());
+    assert_eq!(state.run("vm create --name web01 --import").code, 2, "there is no disk");
+    assert_eq!(state.run(&words("")).code, 3, "it is not there");
+    assert_eq!(state.run(&words(",size=1M")).code, 2, "an empty disk holds no system");
+    fs::write(&disk, "no image").unwrap();
+    assert_eq!(state.run(&words("")).code, 1, "it is no qcow2");
+    fs::remove_file(&disk).unwrap();
+    state.json(&format!("disk create {} --size 1M", disk.display()));
+    assert_eq!(state.run(&words(" --cdrom empty --boot cdrom")).code, 2, "a disc is no disk");
+    assert_eq!(state.run("vm list").stdout.lines().count(), 1, "nothing was made");
+    state.json(&words(" --cdrom empty"));
+    let text = state.run("vm show web01 --definition").stdout;
+    let disks: Vec<_> = text.lines().filter(|line| line.starts_with("path") || line.starts_with("firmware")).collect();
+    assert_eq!(disks, ["firmware = \"bios\"".to_owned(), format!("path = \"{}\"", disk.display())]);
+}
+
+#[test]
 fn a_mistake_in_a_definition_is_named_by_line_and_column() {
     let state = State::new();
     let _service = state.serve();

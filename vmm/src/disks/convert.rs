@@ -10,7 +10,7 @@ use super::output::Output;
 use super::qemu_img::Progress;
 use super::{DiskError, Disks, ImageInfo, absolute};
 use crate::definition::DiskFormat;
-use crate::jobs::{Job, JobHandle, JobKind, NewJob, Unfinished};
+use crate::jobs::{Job, JobHandle, JobKind, Leftover, NewJob, Unfinished};
 
 /// An image to copy into another format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +63,38 @@ impl Disks {
             disks.finish(output, format, &job).await
         });
         Ok(job.await?)
+    }
+
+    /// Copies an image that nobody writes to, with all that it stands on, as a step of another job. It keeps its format.
+    /// `leftovers` is what that job leaves beside.
+    pub(crate) async fn copy_image(
+        &self,
+        source: &Path,
+        format: DiskFormat,
+        target: &Path,
+        job: &JobHandle,
+        leftovers: &[Leftover],
+    ) -> Result<(), Unfinished> {
+        let prepare = async {
+            let source = self.info(source, Some(format)).await?;
+            check_chain(&source)?;
+            self.unwritten(&source.path)?;
+            Ok((source, Output::claim(target)?))
+        };
+        let (source, output) = prepare.await.map_err(|error: DiskError| Unfinished::Failed(error.to_string()))?;
+        let arguments = arguments(&source, format, Layout::Dynamic, None, output.path());
+        self.program.work(arguments, Progress::Told { total: source.size }, job, leftovers).await?;
+        Ok(output.complete()?)
+    }
+
+    /// About how many bytes a copy of an image has.
+    pub(crate) async fn room_for_copy(&self, source: &Path, format: DiskFormat) -> Result<u64, DiskError> {
+        self.bytes_in(&self.info(source, Some(format)).await?).await
+    }
+
+    /// Fails when the folder of `target` has less free space than is needed.
+    pub(crate) fn require_room(&self, target: &Path, needed: u64) -> Result<(), DiskError> {
+        require_space(target, needed)
     }
 
     /// Runs a copy to its end.

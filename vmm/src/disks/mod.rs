@@ -49,6 +49,7 @@ pub use users::ImageUser;
 use crate::definition::{DiskFormat, sync_folder};
 use crate::host::Host;
 use crate::jobs::Job;
+use crate::vm::Vm;
 use block_device::Devices;
 use chain::{Chains, Link};
 use users::users_of;
@@ -127,6 +128,26 @@ impl Disks {
     /// When the kernel does not tell.
     pub fn devices(&self) -> Result<Vec<BlockDevice>, DiskError> {
         Devices::default().list().map_err(|error| DiskError::unreadable(Path::new("/sys/class/block"), error))
+    }
+
+    /// Who needs an image: VMs that name it, or images that stand on it.
+    pub(crate) async fn need_of(&self, path: &Path) -> Result<Option<String>, DiskError> {
+        let path = real(path)?;
+        // Those that VMs stand on are ours; the others are found in its own folder.
+        let folder = path.parent().map(Path::to_path_buf);
+        Ok(self.chains(folder.as_slice()).await?.need_of(&path))
+    }
+
+    /// The VM that writes to an image directly.
+    pub(crate) fn writer_of(&self, path: &Path) -> Option<String> {
+        let path = real(path).ok()?;
+        let same = |other: &Path| real(other).is_ok_and(|other| other == path);
+        let writes = |vm: &Vm| {
+            let definitions = vm.definitions();
+            let mut disks = definitions.iter().flat_map(|definition| &definition.disks);
+            disks.any(|disk| !disk.readonly && disk.source.path().is_some_and(same))
+        };
+        self.host.list().iter().find(|vm| writes(vm)).map(|vm| vm.name().to_owned())
     }
 
     /// Who has an image open, with the VMs by name.

@@ -30,6 +30,10 @@ pub enum JobKind {
     CheckpointDelete,
     /// Moves a disk of a VM to another place.
     DiskMove,
+    /// Makes an entry of a library.
+    LibraryExport,
+    /// Compares an entry of a library with its checksums.
+    LibraryVerify,
 }
 
 /// How far a job has come.
@@ -148,6 +152,8 @@ impl fmt::Display for JobKind {
             Self::CheckpointRevert => "checkpoint-revert",
             Self::CheckpointDelete => "checkpoint-delete",
             Self::DiskMove => "disk-move",
+            Self::LibraryExport => "library-export",
+            Self::LibraryVerify => "library-verify",
         })
     }
 }

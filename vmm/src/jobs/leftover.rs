@@ -25,6 +25,8 @@ pub(crate) enum Leftover {
     Placeholder(FileStamp),
     /// A file that is not complete, and is given the name `target` once it is.
     Partial { file: FileStamp, target: PathBuf },
+    /// A folder that is not complete, with all in it, and is given the name `target` once it is.
+    Folder { folder: FileStamp, target: PathBuf },
     /// A program that does the job's work.
     Program { pid: i32, start_time: u64, boot: String },
 }
@@ -111,16 +113,29 @@ impl Cleared {
             Leftover::Program { .. } => return,
             // One that is not empty any more is somebody's.
             Leftover::Placeholder(file) if fs::metadata(&file.path).is_ok_and(|data| data.len() > 0) => return,
-            Leftover::Partial { file, target } if file.is_at(target) => {
+            Leftover::Partial { file, target } | Leftover::Folder { folder: file, target } if file.is_at(target) => {
                 self.complete = true;
                 return;
             }
+            Leftover::Folder { folder, .. } => return self.folder(folder),
             Leftover::Placeholder(file) | Leftover::Partial { file, .. } => file,
         };
         match file.remove() {
             Ok(true) => self.removed.push(file.path.clone()),
             Ok(false) => {}
             Err(error) => self.kept.push(format!("{}: {error}", file.path.display())),
+        }
+    }
+}
+
+impl Cleared {
+    fn folder(&mut self, folder: &FileStamp) {
+        if !folder.is_at(&folder.path) {
+            return;
+        }
+        match fs::remove_dir_all(&folder.path) {
+            Ok(()) => self.removed.push(folder.path.clone()),
+            Err(error) => self.kept.push(format!("{}: {error}", folder.path.display())),
         }
     }
 }

@@ -49,7 +49,7 @@ impl Holds {
     pub(super) fn obstacle(&self, request: &Request) -> Option<String> {
         let held = self.lock();
         let (disk, _) = held.iter().find(|(_, kind)| kind.excludes(request))?;
-        Some(format!("its disk {disk} is being moved; wait for that, or cancel it (`fanlight job list`)"))
+        Some(format!("its disk {disk} is being moved or copied; wait for that, or cancel it (`fanlight job list`)"))
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Kind>> {

@@ -51,9 +51,11 @@ impl Driver {
         let held = match self.status.borrow().state {
             VmState::Deleted => Err("it is no more".into()),
             _ if self.job.is_some() => Err("it is busy with a snapshot".into()),
-            _ => {
-                self.connections.holds.hold(disk, kind).ok_or_else(|| format!("its disk {disk} is being moved already"))
-            }
+            _ => self
+                .connections
+                .holds
+                .hold(disk, kind)
+                .ok_or_else(|| format!("its disk {disk} is being moved or copied already")),
         };
         // Nobody waits any more: the disk is let go of again.
         let _ = reply.send(held.map(|hold| (hold, monitor)));
