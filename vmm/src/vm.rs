@@ -214,11 +214,12 @@ impl Vm {
     }
 
     /// Keeps the state that it is in in the disks' own files: memory and disks, or the disks alone when it is off. Its
-    /// processors stand still meanwhile. [`Checkpoints`](crate::Checkpoints) do more than this and the next four.
+    /// processors stand still meanwhile. A disk whose file can keep none gets a qcow2 image that stands on the file, and is that
+    /// from then on. [`Checkpoints`](crate::Checkpoints) do more than this and the next four.
     ///
     /// # Errors
     ///
-    /// When it has a writable disk that is not qcow2, or none that is, there is a snapshot of the name, or there is no room.
+    /// When it has a writable disk that is no file, or no writable disk, there is a snapshot of the name, or there is no room.
     /// The VM goes on then. When it is powered off before this is done; the snapshot may be there all the same.
     pub async fn save_snapshot(&self, tag: SnapshotTag) -> Result<(), RequestError> {
         self.request(Request::SaveSnapshot { tag }).await

@@ -26,7 +26,8 @@ pub(super) enum CheckpointCommand {
 
 /// Keep the state of a VM: memory, devices and disks of one that is on, the disks of one that is off
 ///
-/// A guest that runs stands still meanwhile, and runs on. All its writable disks must be qcow2 images.
+/// A guest that runs stands still meanwhile, and runs on. A writable disk that is no qcow2 image gets an overlay beside it, a
+/// qcow2 image that takes all changes from then on; block devices and disks on servers cannot have checkpoints.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  fanlight checkpoint create web01 --name 'before the update'\n  fanlight checkpoint create web01 --name clean --notes 'fresh from the installer'"
@@ -124,8 +125,20 @@ impl Create {
         let Self { vm, name, notes, waiting } = self;
         let new = NewCheckpoint { name: name.clone(), notes };
         let job: Job = context.client.post(&path(&vm, ""), &new).await?;
-        waiting.follow(context, job, |_| format!("checkpoint `{name}` of {vm} is made")).await
+        waiting.follow(context, job, |job| made(job, &name, &vm)).await
     }
+}
+
+/// What came of it, and which disks are other files from then on.
+fn made(job: &Job, name: &str, vm: &str) -> String {
+    let mut said = format!("checkpoint `{name}` of {vm} is made");
+    let overlays = job.result.as_ref().and_then(|result| result["overlays"].as_array());
+    for overlay in overlays.into_iter().flatten() {
+        if let (Some(below), Some(overlay)) = (overlay["below"].as_str(), overlay["overlay"].as_str()) {
+            said += &format!("\n{below}: its changes go to {overlay} from now on");
+        }
+    }
+    said
 }
 
 fn show(context: &Context, tree: &CheckpointTree) {
@@ -212,6 +225,22 @@ mod tests {
 
     fn labels(tree: &CheckpointTree) -> Vec<String> {
         rows(tree).iter().map(|row| row[0].text().to_owned()).collect()
+    }
+
+    #[test]
+    fn a_disk_that_is_another_file_is_told() {
+        let job = |result: serde_json::Value| -> Job {
+            let job = serde_json::json!({ "id": 1, "kind": "checkpoint-create", "target": "a", "vm": "web01", "state": "done",
+                "step": null, "started": 0, "ended": 1, "progress": { "percent": 0.0, "done": 0, "total": 0, "rate": 0, "left": null },
+                "problem": null, "result": result, "revision": 1 });
+            serde_json::from_value(job).expect("a job")
+        };
+        let plain = job(serde_json::json!({ "checkpoint": "a" }));
+        assert_eq!(made(&plain, "a", "web01"), "checkpoint `a` of web01 is made");
+        let overlays =
+            serde_json::json!([{ "disk": "disk0", "below": "/d.vhdx", "overlay": "/d.vhdx.checkpoints.qcow2" }]);
+        let told = made(&job(serde_json::json!({ "checkpoint": "a", "overlays": overlays })), "a", "web01");
+        assert!(told.ends_with("is made\n/d.vhdx: its changes go to /d.vhdx.checkpoints.qcow2 from now on"), "{told}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::definition::{Accelerator, Boot, Definition, DiskSource};
+use crate::definition::{Accelerator, Boot, Definition, DiskFormat, DiskSource};
 
 /// What differs between the VM of `then`, a definition's text, and that of `now`, so that the memory of the one cannot be
 /// loaded into the other. A text that cannot be read raises no objection.
@@ -40,7 +40,7 @@ fn hardware(definition: &Definition) -> Definition {
         (*kernel, *initrd, *cmdline) = (Default::default(), None, String::new());
     }
     for disk in &mut hardware.disks {
-        disk.source = DiskSource::Empty;
+        (disk.source, disk.format) = (DiskSource::Empty, DiskFormat::Raw);
     }
     hardware
 }
@@ -52,7 +52,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::definition::{Bus, Disk, DiskBus, DiskFormat, Network, Provider, Session};
+    use crate::definition::{Bus, Disk, DiskBus, Network, Provider, Session};
 
     fn demo() -> Definition {
         let disk = Disk::new(PathBuf::from("/a.qcow2"), DiskFormat::Qcow2, DiskBus::Virtio);
@@ -73,6 +73,7 @@ mod tests {
         assert_eq!(said(|now| now.name = "other".into()), None);
         assert_eq!(said(|now| now.session = Session { input: Provider::Hardware }), None);
         assert_eq!(said(|now| now.disks[0].source = PathBuf::from("/moved.qcow2").into()), None);
+        assert_eq!(said(|now| now.disks[0].format = DiskFormat::Vhdx), None, "it had no overlay then");
         assert_eq!(said(|now| now.accelerator = Accelerator::Tcg), None, "it may have been translated before");
         assert_eq!(difference("nonsense", &demo()), None);
     }

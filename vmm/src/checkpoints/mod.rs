@@ -71,7 +71,7 @@ pub enum CheckpointError {
     /// The request says what cannot be.
     #[error("{0}")]
     Invalid(String),
-    /// Disks of the VM cannot keep its state.
+    /// Disks of the VM cannot keep its state: each that is no file of this host.
     #[error("this VM can have no checkpoints: {0}")]
     Disks(String),
     /// Not as things are.
@@ -132,7 +132,7 @@ impl Checkpoints {
     }
 
     /// Keeps the state of the VM: memory, devices and disks of one that is on, the disks of one that is off. A guest that
-    /// runs stands still meanwhile.
+    /// runs stands still meanwhile. Disks that are not qcow2 get an overlay each; the job's result names these.
     ///
     /// # Errors
     ///
@@ -182,8 +182,12 @@ impl Checkpoints {
         let job = self.jobs.spawn(new, |job: JobHandle| async move {
             let name = work.name().to_owned();
             job.step("waiting");
-            work::run(&vm, work, Some(&job)).await?;
-            Ok(Some(json!({ "checkpoint": name })))
+            let overlaid = work::run(&vm, work, Some(&job)).await?;
+            Ok(Some(if overlaid.is_empty() {
+                json!({ "checkpoint": name })
+            } else {
+                json!({ "checkpoint": name, "overlays": overlaid })
+            }))
         });
         Ok(job.await?)
     }

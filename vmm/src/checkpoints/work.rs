@@ -2,10 +2,14 @@
 
 use std::time::SystemTime;
 
+use serde::Serialize;
+
 use super::book::{Draft, Entry, Verdict};
 use super::keeper::Keeper;
 use super::progress::{self, Flow};
 use super::{CheckpointError, CheckpointTree, NewCheckpoint, hardware, view};
+use crate::definition::{Definition, Disk};
+use crate::disks::{backing_of, same_file};
 use crate::jobs::{JobHandle, JobId};
 use crate::lifecycle::{Request, RequestError, Snapshot, SnapshotTag, VmState};
 use crate::vm::Vm;
@@ -16,6 +20,17 @@ pub(super) enum Work {
     Create(NewCheckpoint),
     Revert(String),
     Delete(String),
+}
+
+/// A disk that a checkpoint gave an overlay.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Overlaid {
+    /// What the VM calls it.
+    disk: String,
+    /// The file that keeps what was written before.
+    below: String,
+    /// The file that takes what is written from then on.
+    overlay: String,
 }
 
 /// Most often that the images are asked what became of a change: each time something is cleared away.
@@ -70,13 +85,18 @@ pub(super) async fn check(vm: &Vm, work: &Work) -> Result<(), CheckpointError> {
     }
 }
 
-/// Does it.
-pub(super) async fn run(vm: &Vm, work: Work, job: Option<&JobHandle>) -> Result<(), CheckpointError> {
+/// Does it; the disks that are other files afterwards.
+pub(super) async fn run(vm: &Vm, work: Work, job: Option<&JobHandle>) -> Result<Vec<Overlaid>, CheckpointError> {
     match work {
-        Work::Create(new) => create(vm, draft(vm, new, false), job).await,
+        Work::Create(new) => {
+            let before = vm.definition();
+            create(vm, draft(vm, new, false), job).await?;
+            return Ok(overlaid(&before, &vm.definition()));
+        }
         Work::Revert(name) => revert(vm, &name, job).await,
         Work::Delete(name) => delete(vm, &name, job).await,
     }
+    .map(|()| Vec::new())
 }
 
 pub(super) async fn rename(vm: &Vm, name: &str, new: &str) -> Result<(), CheckpointError> {
@@ -171,6 +191,20 @@ fn conclude_revert(vm: &Vm, keeper: &Keeper, done: Result<(), RequestError>) -> 
     }
     // Otherwise its disks may be half what they were.
     Err(if untouched { error.into() } else { CheckpointError::CutOff(error) })
+}
+
+fn overlaid(before: &Definition, after: &Definition) -> Vec<Overlaid> {
+    let pairs = before.disks.iter().filter_map(|then| Some((then, after.disks.iter().find(|now| now.id == then.id)?)));
+    let other = pairs.filter(|(then, now)| match (then.source.path(), now.source.path()) {
+        (Some(then), Some(now)) => backing_of(now).ok().flatten().is_some_and(|below| same_file(&below.path, then)),
+        _ => false,
+    });
+    let told = |(then, now): (&Disk, &Disk)| Overlaid {
+        disk: now.id.clone(),
+        below: then.source.to_string(),
+        overlay: now.source.to_string(),
+    };
+    other.map(told).collect()
 }
 
 /// Makes the VM what it was in a checkpoint.

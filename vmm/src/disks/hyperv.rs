@@ -17,6 +17,9 @@ const FOOTER: usize = 512;
 /// Where a VHDX has its first region table, and how long the part with entries is.
 const REGION_TABLE: u64 = 192 * 1024;
 const TABLE: usize = 64 * 1024;
+/// Where a VHDX has its headers (2.2.2), and how much of one tells whether there is a log.
+const HEADERS: [u64; 2] = [64 * 1024, 128 * 1024];
+const HEADER: usize = 64;
 const METADATA_REGION: [u8; 16] = guid(0x8b7c_a206_4790_4b9a_b8fe_575f_050f_886e);
 const FILE_PARAMETERS: [u8; 16] = guid(0xcaa1_6737_fa36_4d43_b3b6_33f0_aa44_e76b);
 const LEAVE_BLOCKS_ALLOCATED: u32 = 1;
@@ -50,6 +53,19 @@ pub(super) fn kind_of(path: &Path, format: DiskFormat) -> io::Result<Option<Kind
         }
         DiskFormat::Raw | DiskFormat::Qcow2 | DiskFormat::Vmdk => Ok(None),
     }
+}
+
+/// Whether a VHDX has changes in its log that its tables may not have yet: its last user died.
+pub(super) fn has_log(path: &Path) -> io::Result<bool> {
+    let mut file = File::open(path)?;
+    for at in HEADERS {
+        let header = read_at(&mut file, at, HEADER)?;
+        let log = header.get(48..).filter(|_| header.starts_with(b"head"));
+        if log.is_some_and(|guid| guid.iter().any(|byte| *byte != 0)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Reads the kind out of a VHD's footer.
@@ -92,7 +108,7 @@ pub(crate) fn file_parameters(table: &[u8]) -> Option<u64> {
 }
 
 /// Less than `length` bytes where the file ends before.
-fn read_at(file: &mut File, at: u64, length: usize) -> io::Result<Vec<u8>> {
+pub(super) fn read_at(file: &mut File, at: u64, length: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.seek(SeekFrom::Start(at))?;
     file.take(length as u64).read_to_end(&mut bytes)?;
@@ -132,6 +148,19 @@ mod tests {
                 assert_eq!(kind, Some(Kind::Whole(layout)), "{driver} {word}");
             }
         }
+    }
+
+    #[test]
+    fn a_vhdx_that_was_not_closed_is_found_out() {
+        let path = std::env::temp_dir().join(format!("fanlight-hyperv-{}-log.vhdx", std::process::id()));
+        let made = Command::new("qemu-img").args(["create", "-q", "-f", "vhdx"]).arg(&path).arg("8M").status();
+        assert!(made.expect("qemu-img runs").success());
+        let closed = has_log(&path).expect("readable");
+        let file = File::options().write(true).open(&path).expect("an image");
+        std::os::unix::fs::FileExt::write_all_at(&file, &[1], HEADERS[1] + 63).expect("written");
+        let open = has_log(&path).expect("readable");
+        std::fs::remove_file(&path).expect("removed");
+        assert!(!closed && open);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! * `info`, `users`: what an image is, and who has it open,
 //! * `chain`: which image stands on which; pure,
 //! * `create`, `convert`, `resize`: making images, as jobs where it takes long,
+//! * `overlay`: what takes the writes of a guest so that the image below stays as it is,
 //! * `output`: files that are there whole or not at all,
 //! * `block_device`: the host's own disks,
 //! * `storage_move`: a VM's disk goes to another place, while it runs too.
@@ -21,6 +22,7 @@ mod format;
 mod hyperv;
 mod info;
 mod output;
+mod overlay;
 mod qemu_img;
 mod resize;
 mod storage_move;
@@ -41,6 +43,9 @@ pub use error::DiskError;
 pub(crate) use hyperv::{file_parameters, kind_of_vhd, metadata_region};
 pub use info::{BackingImage, ImageInfo, ImageSnapshot};
 pub(crate) use info::{Described, describe};
+pub(crate) use overlay::{
+    backing_of, is_empty, make_overlay, replay, replay_below, require_disks_writable, require_writable, same_file,
+};
 pub(crate) use qemu_img::{PercentReader, QemuImg};
 pub use resize::{NewSize, Resize};
 pub use storage_move::{MoveDisk, Moved};
@@ -182,16 +187,17 @@ impl Disks {
         }
     }
 
-    /// The format by which a VM's definition names the image at `path`.
+    /// The format by which a VM's definition names the image at `path`, or an overlay that a VM's definition names.
     fn format_in_definitions(&self, path: &Path) -> Option<DiskFormat> {
         let path = real(path).ok()?;
         let definitions = self.host.list().into_iter().flat_map(|vm| vm.definitions());
+        let is_it = |other: &Path| real(other).is_ok_and(|other| other == path);
         definitions.into_iter().find_map(|definition| {
-            let disk = definition.disks.iter().find(|disk| {
-                let there = disk.source.path().and_then(|path| real(path).ok());
-                there.is_some_and(|there| there == path)
-            })?;
-            Some(disk.format)
+            definition.disks.iter().find_map(|disk| {
+                let at = disk.source.path()?;
+                let below = || backing_of(at).ok().flatten().filter(|below| is_it(&below.path));
+                if is_it(at) { Some(disk.format) } else { below()?.format }
+            })
         })
     }
 

@@ -29,7 +29,7 @@ pub(crate) use firmware::{find as find_uefi, flash};
 pub(crate) use network::{check_network, connect_network};
 pub(crate) use process::{BUS_MEMORY_FD, Exit, Inherited, Process};
 #[cfg(test)]
-pub(crate) use qmp::tests::obliging_qemu;
+pub(crate) use qmp::tests::{obliging_qemu, refusing_qemu};
 pub(crate) use qmp::{Event, Qmp, QmpError};
 pub(crate) use runtime_folder::{Leftover, ProcessStamp, RuntimeFolder, boot_id};
 pub(crate) use tpm::{TpmPlan, start_tpm};

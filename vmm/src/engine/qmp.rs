@@ -309,6 +309,19 @@ pub(crate) mod tests {
         })
     }
 
+    /// The same, which may refuse.
+    pub(crate) fn refusing_qemu(
+        mut answer: impl FnMut(&str, &Value) -> Result<Value, &'static str> + Send + 'static,
+    ) -> UnixStream {
+        fake_qemu(move |command, id, arguments| {
+            let answer = match answer(command, arguments) {
+                Ok(answer) => json!({ "return": answer, "id": id }),
+                Err(reason) => json!({ "error": { "class": "GenericError", "desc": reason }, "id": id }),
+            };
+            format!("{answer}\n")
+        })
+    }
+
     /// A QEMU that answers each line with what `answer` makes of its command, number and arguments.
     fn fake_qemu(mut answer: impl FnMut(&str, u64, &Value) -> String + Send + 'static) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().expect("socket pair");

@@ -8,8 +8,8 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use vmm::{
-    CheckpointError, CheckpointSchedule, CheckpointTree, Checkpoints, Definition, Disk, DiskBus, DiskFormat, Job,
-    JobState, NewCheckpoint, Vm, VmState,
+    CheckpointError, CheckpointSchedule, CheckpointTree, Checkpoints, Definition, Disk, DiskBus, DiskFormat,
+    DiskSource, Job, JobState, NewCheckpoint, Vm, VmState,
 };
 
 use crate::kit::{TestHost, firmware, is_alive, reaches, sees, signal, soon};
@@ -83,15 +83,14 @@ async fn what_cannot_be_is_told_before_anything_begins() {
     assert_eq!(refused(checkpoints.delete("b").await), "there is no checkpoint `b`");
     assert!(refused(checkpoints.create(new(" ")).await).starts_with("a checkpoint's name has 1 to 120 bytes"));
 
-    let raws = ["one.raw", "two.raw"].map(|name| host.folder().join(name));
-    for raw in &raws {
-        fs::File::create(raw).and_then(|file| file.set_len(1 << 20)).expect("an image");
-    }
-    let raw = |path: &Path| disk(path, DiskFormat::Raw);
-    let disks = vec![raw(&raws[0]), qcow2(host.folder(), "mixed"), raw(&raws[1])];
+    let remote = |name: &str| {
+        let source = DiskSource::of_words(&format!("nbd://127.0.0.1/{name}")).expect("a URL");
+        Disk::new(source, DiskFormat::Raw, DiskBus::Virtio)
+    };
+    let disks = vec![remote("one"), qcow2(host.folder(), "mixed"), remote("two")];
     let mixed = host.host().create(Definition { disks, ..firmware("mixed") }).await.expect("created");
     let error = refused(host.host().checkpoints(&mixed).create(new("a")).await);
-    assert!(error.contains("one.raw") && error.contains("two.raw") && !error.contains("mixed.qcow2"), "{error}");
+    assert!(error.contains("/one") && error.contains("/two") && !error.contains("mixed.qcow2"), "{error}");
     assert!(host.host().jobs().list().iter().all(|job| job.vm.as_deref() != Some("mixed")));
 }
 
@@ -290,19 +289,19 @@ async fn the_clock_makes_one_and_drops_the_oldest() {
     assert!(tree.checkpoints[0].memory && vm.status().state == VmState::Running);
 }
 
-async fn create(checkpoints: &Checkpoints, name: &str, notes: &str) -> Job {
+pub(crate) async fn create(checkpoints: &Checkpoints, name: &str, notes: &str) -> Job {
     let new = NewCheckpoint { name: name.into(), notes: notes.into() };
     checkpoints.create(new).await.expect("begun")
 }
 
 /// Waits for a job that must do what it was meant to.
-async fn done(host: &TestHost, job: Job) {
+pub(crate) async fn done(host: &TestHost, job: Job) {
     let job = ends(host, job).await;
     assert_eq!(job.state, JobState::Done, "{job:?}");
 }
 
 /// Waits for the end of a job, whichever it is.
-async fn ends(host: &TestHost, mut job: Job) -> Job {
+pub(crate) async fn ends(host: &TestHost, mut job: Job) -> Job {
     let jobs = host.host().jobs();
     let end = async {
         while !job.state.is_final() {
@@ -333,7 +332,7 @@ fn qcow2(folder: &Path, name: &str) -> Disk {
     disk(&path, DiskFormat::Qcow2)
 }
 
-fn disk(path: &Path, format: DiskFormat) -> Disk {
+pub(crate) fn disk(path: &Path, format: DiskFormat) -> Disk {
     Disk::new(path.to_path_buf(), format, DiskBus::Virtio)
 }
 

@@ -21,6 +21,7 @@ mod memory;
 mod move_targets;
 mod moves;
 mod network;
+mod overlays;
 mod places;
 mod snapshots;
 mod sources;

@@ -1,6 +1,5 @@
 //! States that a VM goes back to.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -11,8 +10,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 use vmm::{
-    BusPortState, Deadlines, Definition, Disk, DiskBus, DiskFormat, QuiesceReason, RequestError, SnapshotTag, Vm,
-    VmState,
+    BusPortState, Deadlines, Definition, Disk, DiskBus, DiskFormat, DiskSource, QuiesceReason, RequestError,
+    SnapshotTag, Vm, VmState,
 };
 
 use crate::kit::{TestHost, console_guest, firmware, longest_run, reaches, sees, shell, signal, soon, types};
@@ -88,18 +87,14 @@ async fn what_cannot_be_is_refused_and_changes_nothing() {
     assert_eq!(error, "cannot save a snapshot of this VM: there is a snapshot `a` already");
     assert_eq!((vm.status().state, vm.bus().state().resets), (VmState::Running, 0));
 
-    let raw = host.folder().join("disk.raw");
-    fs::File::create(&raw).and_then(|file| file.set_len(1 << 20)).expect("an image");
-    let raw = Disk::new(raw, DiskFormat::Raw, DiskBus::Virtio);
-    let disks = vec![qcow2(&host, "mixed"), raw.clone()];
+    let remote = Disk::new(DiskSource::of_words("nbd://127.0.0.1/a").expect("a URL"), DiskFormat::Raw, DiskBus::Virtio);
+    let disks = vec![qcow2(&host, "mixed"), remote];
     let mixed = host.host().create(Definition { disks, ..firmware("mixed") }).await.expect("created");
-    mixed.start().await.expect("starts");
-    let error = mixed.save_snapshot(tag("a")).await.expect_err("a raw disk").to_string();
-    let path = &raw.source;
-    let why = format!("disk 2 ({path}) is writable and no qcow2 file of this host, so it keeps no snapshots");
+    let error = mixed.save_snapshot(tag("a")).await.expect_err("a disk of a server").to_string();
+    let why = "disk 2 (nbd://127.0.0.1/a) is writable and no file of this host, so it keeps no snapshots; move it to one \
+               (`fanlight disk move`)";
     assert_eq!(error, format!("cannot save a snapshot of this VM: {why}"));
-    assert_eq!(mixed.snapshots().await, Err(why));
-    assert_eq!(mixed.status().state, VmState::Running);
+    assert_eq!((mixed.snapshots().await, mixed.status().state), (Err(why.into()), VmState::Created));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -265,13 +260,13 @@ fn files() -> String {
 }
 
 /// A guest's shell that carries out what comes through the port, and answers there.
-struct Guest {
+pub(crate) struct Guest {
     vm: Vm,
     port: UnixStream,
 }
 
 impl Guest {
-    async fn at(vm: &Vm) -> Self {
+    pub(crate) async fn at(vm: &Vm) -> Self {
         shell(&vm.console()).await;
         let port = vm.bus().connect().await.expect("connects").stream;
         types(&vm.console(), "exec 3<>$(echo /dev/vport*)\n").await;
@@ -279,12 +274,12 @@ impl Guest {
         Self { vm: vm.clone(), port }
     }
 
-    async fn run(&mut self, command: &str) {
+    pub(crate) async fn run(&mut self, command: &str) {
         self.tell(command).await;
     }
 
     /// The words that a command answers.
-    async fn tell(&mut self, command: &str) -> String {
+    pub(crate) async fn tell(&mut self, command: &str) -> String {
         self.port.write_all(format!("{command}\n").as_bytes()).await.expect("connected");
         let mut answer = Vec::new();
         soon("an answer of the guest", async {

@@ -12,7 +12,7 @@ use super::nbd::Export;
 use super::ranges::Ranges;
 use crate::definition::Disk;
 use crate::disks::is_block_device;
-use crate::engine::{Qmp, QmpError, RuntimeFolder, node, tls_name, tls_object};
+use crate::engine::{Qmp, QmpError, RuntimeFolder, node, parse_node_name, tls_name, tls_object};
 
 /// How often a job is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -122,7 +122,20 @@ impl Mirror {
     pub(super) async fn release(&self, qmp: &Qmp) -> Result<(), QmpError> {
         self.end(qmp).await?;
         self.forget_written(qmp).await?;
-        close(qmp, &self.source).await
+        close(qmp, &self.source).await?;
+        self.release_below(qmp).await
+    }
+
+    /// Closes what the source stood on, where that has a node of its own: it was the disk once.
+    async fn release_below(&self, qmp: &Qmp) -> Result<(), QmpError> {
+        let Some((disk, source)) = parse_node_name(&self.source) else { return Ok(()) };
+        let nodes = qmp.execute("query-named-block-nodes", json!({ "flat": true })).await?;
+        let names = nodes.as_array().into_iter().flatten().filter_map(|node| node["node-name"].as_str());
+        let older = |name: &&str| parse_node_name(name).is_some_and(|(of, number)| of == disk && number < source);
+        for name in names.filter(older) {
+            close(qmp, name).await?;
+        }
+        Ok(())
     }
 
     /// Has what was written to the target reach its file, tables and all: who looks at it from outside sees that only.

@@ -11,7 +11,7 @@ use crate::definition::{Disk, DiskFormat, DiskSource, Remote};
 use crate::disks::convert::{check_chain, require_space};
 use crate::disks::create::{Layout, layout_options};
 use crate::disks::output::claim;
-use crate::disks::{DiskError, Disks, is_block_device, real};
+use crate::disks::{DiskError, Disks, is_block_device, same_file};
 use crate::engine::RuntimeFolder;
 use crate::jobs::FileStamp;
 use crate::lifecycle::{Hold, Monitor};
@@ -191,10 +191,6 @@ impl Disks {
 
 fn not_deleted(source: &Disk) -> DiskError {
     DiskError::invalid(format!("only a file is deleted, and {} is none", source.source))
-}
-
-fn same_file(a: &Path, b: &Path) -> bool {
-    a == b || matches!((real(a), real(b)), (Ok(a), Ok(b)) if a == b)
 }
 
 fn device_size(path: &Path) -> Result<u64, DiskError> {

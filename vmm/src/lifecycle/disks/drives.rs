@@ -66,6 +66,11 @@ impl Drives {
         self.0.get(disk)?.node.as_deref()
     }
 
+    /// The file that QEMU opened for a disk.
+    pub(crate) fn file(&self, disk: &str) -> Option<&str> {
+        self.0.get(disk)?.file.as_deref()
+    }
+
     /// Whether a drive is ready for another disc.
     pub(crate) fn is_open(&self, disk: &str) -> bool {
         self.0.get(disk).is_some_and(|drive| drive.is_open)
@@ -175,6 +180,7 @@ mod tests {
             (drives.node("disk1"), drives.node("disk2"), drives.node("cd")),
             (Some("disk1.3"), Some("disk2.0"), None)
         );
+        assert_eq!((drives.file("disk2"), drives.file("cd")), (Some("/b"), None));
         assert_eq!((drives.next_generation("disk1"), drives.next_generation("cd")), (4, 0));
         assert!(drives.is_open("cd") && !drives.is_open("disk1"));
         let failure = drives.failure().expect("one failed");

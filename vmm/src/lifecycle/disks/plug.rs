@@ -63,7 +63,8 @@ impl Plug {
             sleep(LOOK_AGAIN).await;
         }
         self.close(id, drives.node(id)).await;
-        Ok(())
+        // What an overlay stands on has a node of its own.
+        self.remove_unused(id).await
     }
 
     /// Puts what `disk` says into its drive: another disc, or none. With `force` whether the guest has locked it or not.

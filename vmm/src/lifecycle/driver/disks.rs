@@ -1,9 +1,10 @@
 //! Disks that come, go and change: in the definition first, in QEMU then.
 
 use crate::definition::{Definition, Disk, DiskSource};
-use crate::disks::{lasting_name, require_free};
+use crate::disks::{QemuImg, lasting_name, require_free, require_writable};
 use crate::engine::QmpError;
 use crate::lifecycle::disks::{Correction, Plug, can_be_plugged};
+use crate::lifecycle::snapshot::Overlays;
 
 use super::{Driver, Trouble};
 
@@ -16,6 +17,10 @@ impl Driver {
         let id = disk.id.clone();
         lasting_name(&mut disk.source);
         require_there(&disk.source)?;
+        if let Some(path) = disk.source.path().filter(|_| !disk.readonly) {
+            let writable = require_writable(&QemuImg::beside(&self.host.qemu), path).await;
+            writable.map_err(|error| Trouble::Refused(error.to_string()))?;
+        }
         let attach = |definition: &mut Definition| {
             definition.disks.push(disk.clone());
             definition.settle();
@@ -78,6 +83,17 @@ impl Driver {
             }
         }
         self.note_differences(&plug).await;
+    }
+
+    /// Has QEMU write to the overlays that the definition names: an earlier gateway may have ended before it was told.
+    pub(super) async fn finish_overlays(&self) {
+        // A QEMU that does not answer is looked at again.
+        let Ok(overlays) = self.overlays() else { return };
+        // Nothing is waited for that takes long: everybody waits for this.
+        let overlays = Overlays { deadline: self.host.config.deadlines.command, ..overlays };
+        if let Err(error) = overlays.finish().await {
+            tracing::warn!(%error, "QEMU does not write to the overlays of its disks; the next checkpoint tries again");
+        }
     }
 
     /// Changes the definition and does in QEMU, if there is one, what it takes. What QEMU cannot do is not left in the file.

@@ -60,6 +60,7 @@ impl Driver {
         if self.uncorrected && matches!(self.status.borrow().state, VmState::Running | VmState::Paused) {
             self.uncorrected = false;
             self.correct_disks().await;
+            self.finish_overlays().await;
         }
         self.name_accelerator().await;
         self.attach_if_missing().await;

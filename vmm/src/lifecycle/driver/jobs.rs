@@ -20,7 +20,7 @@ use super::{Driver, RequestId, Trouble, VmState};
 use crate::bus::{BusShared, QuiesceReason};
 use crate::disks::{DiskError, QemuImg};
 use crate::engine::QmpError;
-use crate::lifecycle::snapshot::{self, Images, Jobs, Snapshot, SnapshotTag};
+use crate::lifecycle::snapshot::{self, Images, Jobs, OverlayError, Overlays, Snapshot, SnapshotTag};
 use crate::lifecycle::state::Request;
 
 /// A request that is being carried out.
@@ -67,10 +67,10 @@ impl Driver {
         let running = self.status.borrow().state == VmState::Running;
         let request = Request::SaveSnapshot { tag: tag.clone() };
         self.job = Some(if self.machine.is_some() {
-            let work = save(self.jobs()?, self.connections.bus.clone(), tag, running);
+            let work = save(self.jobs()?, self.overlays()?, self.connections.bus.clone(), tag, running);
             Job::new(id, request, Stage::Found, work)
         } else {
-            Job::new(id, request, Stage::Found, save_images(self.images()?, tag))
+            Job::new(id, request, Stage::Found, save_images(self.images()?, self.overlays()?, tag))
         });
         Ok(())
     }
@@ -196,6 +196,17 @@ impl Driver {
         Ok(Jobs { qmp, disks, deadline: self.host.config.deadlines.snapshot })
     }
 
+    pub(super) fn overlays(&self) -> Result<Overlays, Trouble> {
+        let closed = || Trouble::Failed("QEMU's monitor is closed".into());
+        let qmp = self.machine.as_ref().map(|machine| machine.qmp().ok_or_else(closed)).transpose()?;
+        Ok(Overlays {
+            program: QemuImg::beside(&self.host.qemu),
+            definition: self.definition.clone(),
+            qmp,
+            deadline: self.host.config.deadlines.snapshot,
+        })
+    }
+
     fn images(&self) -> Result<Images, Trouble> {
         let disks = snapshot::disks(&self.definition.current()).map_err(Trouble::Refused)?;
         let program = QemuImg::beside(&self.host.qemu);
@@ -203,10 +214,17 @@ impl Driver {
     }
 }
 
-async fn save(jobs: Jobs, bus: Arc<BusShared>, tag: SnapshotTag, running: bool) -> Result<(), Trouble> {
+async fn save(
+    jobs: Jobs,
+    overlays: Overlays,
+    bus: Arc<BusShared>,
+    tag: SnapshotTag,
+    running: bool,
+) -> Result<(), Trouble> {
     if find(&jobs, &tag).await?.is_some() {
         return Err(is_there(&tag));
     }
+    lay(&overlays).await?;
     // A guest that stands still has nothing under way that could come to an end.
     let _at_rest = if running { Some(bus.quiesce(QuiesceReason::Save).await) } else { None };
     unless_closed(jobs.save(&tag)).await
@@ -217,11 +235,22 @@ async fn delete(jobs: Jobs, tag: SnapshotTag) -> Result<(), Trouble> {
     unless_closed(jobs.delete(&tag)).await
 }
 
-async fn save_images(images: Images, tag: SnapshotTag) -> Result<(), Trouble> {
+async fn save_images(mut images: Images, overlays: Overlays, tag: SnapshotTag) -> Result<(), Trouble> {
     if find_on(&images, &tag).await?.is_some() {
         return Err(is_there(&tag));
     }
+    lay(&overlays).await?;
+    // Some are other files now.
+    images.disks = snapshot::disks(&overlays.definition.current()).map_err(Trouble::Refused)?;
     images.save(&tag).await.map_err(refused)
+}
+
+async fn lay(overlays: &Overlays) -> Result<(), Trouble> {
+    match overlays.lay().await {
+        Ok(()) => Ok(()),
+        Err(OverlayError::Qmp(error)) => unless_closed(async { Err::<(), _>(error) }).await,
+        Err(error) => Err(Trouble::Refused(error.to_string())),
+    }
 }
 
 async fn delete_images(images: Images, tag: SnapshotTag) -> Result<(), Trouble> {

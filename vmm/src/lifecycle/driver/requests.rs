@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{Driver, Failures, RequestId, Trouble, VmState};
 use crate::accelerator::AcceleratorReport;
 use crate::definition::{Accelerator, Definition, sync_folder};
-use crate::disks::{is_block_device, require_free};
+use crate::disks::{DiskError, QemuImg, is_block_device, replay_below, require_disks_writable, require_free};
 use crate::engine::{
     DISPLAY_DEVICE, Launch, MONITORS_IN_ORDER, QmpError, RuntimeFolder, TpmPlan, arguments, check_network,
     connect_network, flash,
@@ -54,6 +54,7 @@ impl Driver {
         }
         let mut paths = definition.disks.iter().filter_map(|disk| disk.source.path());
         paths.try_for_each(require_free).map_err(Trouble::Failed)?;
+        self.look_below_disks(&definition).await.map_err(|error| Trouble::Failed(error.to_string()))?;
         if Hardware::of(&definition).is_some_and(|hardware| hardware.is_hyper_v())
             && let Some(obstacle) = hyper_v_obstacle(&report, self.host.version().await)
         {
@@ -86,6 +87,17 @@ impl Driver {
         self.look_at_port().await;
         self.attach().await;
         Ok(report.accelerator)
+    }
+
+    /// Images that others stand on are not written to, and those that disks stand on can be read.
+    async fn look_below_disks(&self, definition: &Definition) -> Result<(), DiskError> {
+        let program = QemuImg::beside(&self.host.qemu);
+        require_disks_writable(&program, definition).await?;
+        if let Err(error) = replay_below(&program, definition).await {
+            // QEMU says itself what it cannot read.
+            tracing::warn!(%error, "an image below a disk is left as it is");
+        }
+        Ok(())
     }
 
     async fn accelerator(&self) -> Result<AcceleratorReport, Trouble> {

@@ -24,6 +24,10 @@ impl Images {
     pub(in crate::lifecycle) async fn list(&self) -> Result<Vec<Snapshot>, DiskError> {
         let mut found = Vec::new();
         for disk in &self.disks {
+            if !disk.keeps {
+                found.push((disk, Vec::new()));
+                continue;
+            }
             let described = describe(&self.program, &disk.path, DiskFormat::Qcow2).await?;
             let parts = described.snapshots.into_iter().filter_map(|snapshot| {
                 let taken = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(snapshot.taken))?;
@@ -103,7 +107,7 @@ mod tests {
                 let path = self.0.join(name);
                 let made = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&path).arg("1M").status();
                 assert!(made.expect("qemu-img runs").success());
-                SnapshotDisk { id: String::new(), path }
+                SnapshotDisk { id: String::new(), path, keeps: true }
             });
             let program = QemuImg::beside(Path::new("qemu"));
             Images { program, disks: disks.collect(), deadline: Duration::from_secs(60) }
@@ -167,11 +171,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_disk_that_keeps_nothing_has_no_part_in_what_there_is() {
+        let folder = Folder::new("plain");
+        let mut images = folder.images(&["a.qcow2"]);
+        images.save(&tag("older")).await.expect("saved");
+        let plain = folder.0.join("b.raw");
+        std::fs::write(&plain, [0; 512]).expect("an image");
+        images.disks.push(SnapshotDisk { id: String::new(), path: plain.clone(), keeps: false });
+        assert_eq!(images.list().await.expect("listed")[0].missing, [plain]);
+        images.delete(&tag("older")).await.expect("deleted");
+        assert_eq!(images.list().await.expect("listed"), []);
+    }
+
+    #[tokio::test]
     async fn a_save_that_fails_leaves_nothing() {
         let folder = Folder::new("fails");
         let mut images = folder.images(&["a.qcow2"]);
         let first = images.clone();
-        images.disks.push(SnapshotDisk { id: String::new(), path: folder.0.join("missing.qcow2") });
+        images.disks.push(SnapshotDisk { id: String::new(), path: folder.0.join("missing.qcow2"), keeps: true });
         images.save(&tag("a")).await.expect_err("no such image");
         assert_eq!(first.list().await.expect("listed"), []);
     }

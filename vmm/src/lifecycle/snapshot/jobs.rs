@@ -22,6 +22,9 @@ use crate::lifecycle::disks::Drives;
 const SAVE: &str = "snapshot-save";
 const LOAD: &str = "snapshot-load";
 const DELETE: &str = "snapshot-delete";
+/// Kinds of migration: what is in the way of the first need not be of the second.
+const ELSEWHERE: &str = "normal";
+const IN_PLACE: &str = "cpr-reboot";
 /// What the names of our jobs begin with.
 const JOB: &str = "fanlight-";
 /// How often a state is loaded before it counts as one that cannot be.
@@ -59,8 +62,21 @@ impl Jobs {
     }
 
     /// Saves the state as it is now. Processors that run stand still until it is done.
+    ///
+    /// QEMU refuses that with an image of another format among those below the disks: it saves as if for another QEMU, which
+    /// could know less of that image. Nothing of this goes elsewhere.
     pub(in crate::lifecycle) async fn save(&self, tag: &SnapshotTag) -> Result<(), QmpError> {
-        self.run(SAVE, tag).await
+        if !self.is_kept_by_formats().await? {
+            return self.run(SAVE, tag).await;
+        }
+        // A QEMU without such kinds refuses to save, with its reason.
+        let _ = self.migrates(IN_PLACE).await;
+        let saved = self.run(SAVE, tag).await;
+        if !matches!(saved, Err(QmpError::TimedOut { .. })) {
+            // A QEMU that is silent is told before the next.
+            let _ = self.migrates(ELSEWHERE).await;
+        }
+        saved
     }
 
     /// Goes back to a state, which must exist. The processors must stand still, and do so afterwards.
@@ -92,7 +108,12 @@ impl Jobs {
         self.wait_for_others().await?;
         self.forget_concluded().await?;
         let id = format!("{JOB}{}", Uuid::new_v4());
-        let names = self.names().await?;
+        let mut names = self.names().await?;
+        if command == DELETE {
+            // QEMU refuses disks that can keep none.
+            let nodes = self.nodes().await?;
+            names.retain(|name| parts(&nodes, name).iter().any(|part| part.name == tag.as_str()));
+        }
         let mut arguments = json!({ "job-id": id, "tag": tag, "devices": names });
         match command {
             SAVE => arguments["vmstate"] = json!(names.first()),
@@ -131,6 +152,20 @@ impl Jobs {
     async fn nodes(&self) -> Result<Vec<NodeInfo>, QmpError> {
         let nodes = self.execute("query-named-block-nodes", json!({ "flat": true })).await?;
         Ok(entries(&nodes))
+    }
+
+    /// Whether the formats of images, and nothing else, keep QEMU from saving.
+    async fn is_kept_by_formats(&self) -> Result<bool, QmpError> {
+        // Whatever a gateway left that ended while it saved.
+        let _ = self.migrates(ELSEWHERE).await;
+        let migration = self.execute("query-migrate", json!({})).await?;
+        let reasons = migration["blocked-reasons"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let is_format = |reason: &Value| reason.as_str().is_some_and(|reason| reason.contains(" format used by node "));
+        Ok(!reasons.is_empty() && reasons.iter().all(is_format))
+    }
+
+    async fn migrates(&self, mode: &str) -> Result<Value, QmpError> {
+        self.execute("migrate-set-parameters", json!({ "mode": mode })).await
     }
 
     /// Waits until no job of ours is under way: one goes on when its gateway ends.
@@ -244,6 +279,7 @@ mod tests {
                 json!([{ "id": "another", "status": "running" }, job])
             }
             "query-named-block-nodes" | "query-block" => json!([]),
+            "query-migrate" | "migrate-set-parameters" => json!({}),
             "job-dismiss" => {
                 id = Value::Null;
                 json!({})
@@ -312,6 +348,31 @@ mod tests {
         assert!(events.try_recv().is_err());
     }
 
+    #[tokio::test]
+    async fn only_formats_are_got_round() {
+        let formats = "The vhdx format used by node 'a' does not support live migration";
+        for (reasons, modes) in [
+            (vec![], vec![ELSEWHERE]),
+            (vec![formats, "State blocked by non-migratable device"], vec![ELSEWHERE]),
+            (vec![formats, formats], vec![ELSEWHERE, IN_PLACE, ELSEWHERE]),
+        ] {
+            let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+            let noted = told.clone();
+            let stream = obliging_qemu(move |command, arguments| match command {
+                "query-migrate" => json!({ "blocked-reasons": reasons }),
+                "migrate-set-parameters" => {
+                    noted.lock().expect("unharmed").push(arguments["mode"].as_str().unwrap_or_default().to_owned());
+                    json!({})
+                }
+                _ => json!([]),
+            });
+            let (qmp, _) = Qmp::open(stream, DEADLINE).await.expect("opens");
+            let jobs = Jobs { qmp: Arc::new(qmp), disks: vec![disk("disk0")], deadline: DEADLINE };
+            jobs.save(&tag("a")).await.expect_err("this QEMU has no jobs");
+            assert_eq!(*told.lock().expect("unharmed"), modes);
+        }
+    }
+
     #[test]
     fn an_image_tells_its_snapshots_and_a_strange_one_nothing() {
         let info = |name: &str, size: u64| {
@@ -349,6 +410,6 @@ mod tests {
     }
 
     fn disk(id: &str) -> SnapshotDisk {
-        SnapshotDisk { id: id.into(), path: "/a".into() }
+        SnapshotDisk { id: id.into(), path: "/a".into(), keeps: true }
     }
 }

@@ -3,14 +3,16 @@
 //!
 //! * this file: what a snapshot is, and which VMs can have any,
 //! * `jobs`: how QEMU is told to save, load and delete one,
-//! * `images`: the same on the images of a VM that is off.
+//! * `images`: the same on the images of a VM that is off,
+//! * `overlays`: how disks whose files keep none come to keep some.
 
 mod images;
 mod jobs;
+mod overlays;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::SystemTime;
 
@@ -18,9 +20,11 @@ use serde::{Deserialize, Serialize};
 
 use super::state::as_unix_seconds;
 use crate::definition::{Definition, DiskFormat};
+use crate::disks::is_block_device;
 
 pub(super) use images::Images;
 pub(super) use jobs::Jobs;
+pub(super) use overlays::{OverlayError, Overlays};
 
 /// Longest name of a snapshot, in bytes; QEMU takes twice as many.
 const MAX_TAG: usize = 128;
@@ -59,6 +63,8 @@ pub(super) struct SnapshotDisk {
     /// Its name in the definition.
     pub(super) id: String,
     pub(super) path: PathBuf,
+    /// Whether its file can keep snapshots. One that cannot has no part in any, and gets an overlay before the next.
+    pub(super) keeps: bool,
 }
 
 /// What one image says of a snapshot.
@@ -111,21 +117,28 @@ impl fmt::Display for SnapshotTag {
 
 /// The disks that belong to a VM's state, or why it can have no snapshots, with every disk that is in the way.
 pub(super) fn disks(definition: &Definition) -> Result<Vec<SnapshotDisk>, String> {
+    disks_unless(definition, is_block_device)
+}
+
+fn disks_unless(definition: &Definition, is_block_device: impl Fn(&Path) -> bool) -> Result<Vec<SnapshotDisk>, String> {
     let (mut disks, mut obstacles) = (Vec::new(), Vec::new());
     for (index, disk) in definition.disks.iter().enumerate().filter(|(_, disk)| !disk.readonly) {
         match disk.source.path() {
-            Some(path) if disk.format == DiskFormat::Qcow2 => {
-                disks.push(SnapshotDisk { id: disk.id.clone(), path: path.into() });
+            Some(path) if !is_block_device(path) => {
+                let keeps = disk.format == DiskFormat::Qcow2;
+                disks.push(SnapshotDisk { id: disk.id.clone(), path: path.into(), keeps });
             }
             _ => obstacles.push(format!("disk {} ({})", index + 1, disk.source)),
         }
     }
     match (obstacles.as_slice(), disks.is_empty()) {
         ([], false) => Ok(disks),
-        ([], true) => Err("it has no writable disk of format \"qcow2\", which would keep its snapshots".into()),
-        ([one], _) => Err(format!("{one} is writable and no qcow2 file of this host, so it keeps no snapshots")),
+        ([], true) => Err("it has no disk that its guest writes to, which would keep its snapshots".into()),
+        ([one], _) => Err(format!(
+            "{one} is writable and no file of this host, so it keeps no snapshots; move it to one (`fanlight disk move`)"
+        )),
         (several, _) => Err(format!(
-            "{} are writable and no qcow2 files of this host, so they keep no snapshots",
+            "{} are writable and no files of this host, so they keep no snapshots; move them to files (`fanlight disk move`)",
             several.join(", ")
         )),
     }
@@ -162,12 +175,10 @@ fn assemble<'a>(parts: impl IntoIterator<Item = (&'a SnapshotDisk, Vec<Part>)>) 
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use uuid::Uuid;
 
     use super::*;
-    use crate::definition::{Disk, DiskBus};
+    use crate::definition::{Disk, DiskBus, DiskSource};
 
     #[test]
     fn names_are_for_people_and_have_an_end() {
@@ -180,32 +191,34 @@ mod tests {
     }
 
     #[test]
-    fn all_that_the_guest_can_write_must_be_able_to_keep_snapshots() {
-        let disk = |format, readonly| {
-            let path = PathBuf::from(format!("/{format:?}.{readonly}"));
-            Disk { readonly, ..Disk::new(path, format, DiskBus::Virtio) }
+    fn all_that_the_guest_can_write_must_be_a_file() {
+        let disk = |path: &str, format, readonly| {
+            let source = DiskSource::of_words(path).expect("a place");
+            Disk { readonly, ..Disk::new(source, format, DiskBus::Virtio) }
         };
         let of = |disks: &[Disk]| {
             let mut definition = Definition { disks: disks.to_vec(), ..Definition::new("demo", Uuid::nil()) };
             definition.settle();
-            super::disks(&definition)
+            disks_unless(&definition, |path| path.starts_with("/dev"))
         };
-        let (qcow2, raw) = (disk(DiskFormat::Qcow2, false), disk(DiskFormat::Raw, false));
-        let disks = of(&[disk(DiskFormat::Raw, true), qcow2.clone(), qcow2.clone()]).expect("all of them can");
-        let names: Vec<&str> = disks.iter().map(|disk| disk.id.as_str()).collect();
-        assert_eq!(names, ["disk1", "disk2"]);
-        let reason = of(&[qcow2.clone(), raw.clone()]).expect_err("the second is raw");
-        assert_eq!(reason, "disk 2 (/Raw.false) is writable and no qcow2 file of this host, so it keeps no snapshots");
-        let reason = of(&[raw.clone(), qcow2, raw]).expect_err("two are raw");
-        assert!(reason.starts_with("disk 1 (/Raw.false), disk 3 (/Raw.false) are writable"), "{reason}");
-        for none in [vec![], vec![disk(DiskFormat::Qcow2, true)]] {
-            assert!(of(&none).expect_err("no disk").starts_with("it has no writable disk"));
+        let (qcow2, vhdx) = (disk("/a", DiskFormat::Qcow2, false), disk("/b", DiskFormat::Vhdx, false));
+        let disks = of(&[disk("/dev/c", DiskFormat::Raw, true), qcow2.clone(), vhdx.clone()]).expect("all of them can");
+        let names: Vec<_> = disks.iter().map(|disk| (disk.id.as_str(), disk.keeps)).collect();
+        assert_eq!(names, [("disk1", true), ("disk2", false)]);
+        let (device, server) = (disk("/dev/c", DiskFormat::Raw, false), disk("nbd://host/a", DiskFormat::Raw, false));
+        let reason = of(&[qcow2.clone(), device.clone()]).expect_err("the second is a device");
+        assert!(reason.starts_with("disk 2 (/dev/c) is writable and no file of this host"), "{reason}");
+        assert!(reason.ends_with("move it to one (`fanlight disk move`)"), "{reason}");
+        let reason = of(&[server, vhdx, device]).expect_err("two are no files");
+        assert!(reason.starts_with("disk 1 (nbd://host/a), disk 3 (/dev/c) are writable"), "{reason}");
+        for none in [vec![], vec![disk("/a", DiskFormat::Qcow2, true)]] {
+            assert!(of(&none).expect_err("no disk").starts_with("it has no disk that its guest writes to"));
         }
     }
 
     #[test]
     fn what_several_images_say_is_one_list() {
-        let disk = |path: &str| SnapshotDisk { id: String::new(), path: path.into() };
+        let disk = |path: &str| SnapshotDisk { id: String::new(), path: path.into(), keeps: true };
         let part = |name: &str, memory, seconds| {
             let taken = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
             Part { name: name.into(), memory, taken }
