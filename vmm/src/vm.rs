@@ -10,8 +10,7 @@ use uuid::Uuid;
 use crate::bus::{BusPort, BusShared};
 use crate::checkpoints::{self, Keeper};
 use crate::definition::{
-    Change, Definition, DefinitionError, DefinitionFile, Disk, DiskSource, DynamicMemory, EditDefinition, EditError,
-    InvalidDefinition,
+    Change, Definition, DefinitionError, DefinitionFile, Disk, DiskSource, EditDefinition, EditError,
 };
 use crate::display::{Console, Display};
 use crate::host::HostShared;
@@ -293,18 +292,6 @@ impl Vm {
     /// comes at least every five seconds.
     pub fn report_memory(&self, report: MemoryReport) {
         self.shared.memory.report(report);
-    }
-
-    /// Changes between which limits its memory is, with which buffer and weight, from the next tick on. Until it is
-    /// started again it gets no more than its devices have room for. The definition stays as it is.
-    ///
-    /// # Errors
-    ///
-    /// When the definition says that its memory is always the same, or the settings cannot be.
-    pub fn change_memory(&self, wanted: DynamicMemory) -> Result<(), InvalidDefinition> {
-        let definition = Definition { dynamic_memory: Some(wanted), ..Definition::clone(&self.definition()) };
-        definition.validate()?;
-        self.shared.memory.change(definition.memory_settings())
     }
 
     /// Gives it another disk, in its definition and at once where that can be: when it is on, on a virtio controller of bus
