@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use fanlight_tests::guest::Machine;
 use fanlight_tests::headless::keyboard::ENTER;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{Folder, disk_table, qemu_img};
 use crate::report::{Report, median};
@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// How often each of the ways to copy is measured.
 const ROUNDS: usize = 3;
 
-/// Measures it with both places raw, beside a guest that writes, and with both qcow2.
+/// Measures it with both places raw, beside a guest that writes, and with both qcow2, beside one that does not.
 pub(super) async fn measure(report: &mut Report) -> Result<()> {
     let mut rows = Vec::new();
     for format in ["raw", "qcow2"] {
@@ -44,7 +44,7 @@ pub(super) async fn measure(report: &mut Report) -> Result<()> {
             ("copy, MiB/s", json!(copy.round())),
             ("convert and compare, MiB/s", json!(both.round())),
             ("whole move, MiB/s", json!(whole.round())),
-            ("stood still, ms", took.stood_still.clone()),
+            ("stood still, ms", json!(took.stood_still)),
             ("foreign cores", json!(took.foreign)),
         ]);
         report.at_least(format!("{format}: copy against convert"), 100.0 * copy / convert, 80.0, "%");
@@ -67,8 +67,16 @@ struct Measured {
     whole: f64,
     /// Of the guest's writes, in milliseconds: before, and while the disk moved.
     writes: Option<(f64, f64)>,
-    stood_still: Value,
+    /// In milliseconds.
+    stood_still: f64,
     foreign: f64,
+}
+
+/// Both ways to copy, one after the other, in seconds.
+struct Round {
+    convert: f64,
+    compare: f64,
+    times: Times,
 }
 
 /// When things happened.
@@ -76,7 +84,10 @@ struct Times {
     begun: Instant,
     copied: Instant,
     ended: Instant,
-    stood_still: Value,
+    /// In milliseconds.
+    stood_still: f64,
+    /// As in [`Measured`].
+    writes: (f64, f64),
 }
 
 async fn run(format: &str) -> Result<Measured> {
@@ -88,42 +99,54 @@ async fn run(format: &str) -> Result<Measured> {
         convert(&source, "raw", &at("other"), format)?;
         fs::rename(at("other"), &source)?;
     }
-    let (mut converts, mut compares) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        let started = Instant::now();
-        convert(&source, format, &at("converted"), format)?;
-        File::open(at("converted"))?.sync_all()?;
-        converts.push(started.elapsed().as_secs_f64());
-        let started = Instant::now();
-        qemu_img(&["compare", "-q", "-f", format, "-F", format], &[&source, &at("converted")])?;
-        compares.push(started.elapsed().as_secs_f64());
-        fs::remove_file(at("converted"))?;
-    }
     let script = at("script");
     fs::write(&script, WRITER)?;
     File::options().write(true).open(&script)?.set_len(1 << 20)?;
     let tables = format!("{}{}", disk_table(&script, "raw"), disk_table(&source, format));
     // The process does not live long.
     let world = World::start_on("mover", Machine { tables: tables.leak(), ..Machine::default() })?;
-    let span = world.span()?;
-    let target = at(&format!("target.{format}"));
-    let (times, writes) = if format == "raw" {
+    let writes = format == "raw";
+    if writes {
         let mut client = world.client("mover").await?;
         client.type_text("until [ -b /dev/vda ]; do :; done; sh /dev/vda &").await?;
         client.tap(ENTER).await?;
-        beside_writes(&world, &source, &target)?
-    } else {
-        (moved(&world, &target)?, None)
-    };
+        first_write(&source)?;
+    }
+    let span = world.span()?;
+    let (mut rounds, mut source, mut block) = (Vec::new(), source, 0);
+    for round in 0..ROUNDS {
+        let (convert, compare) = convert_and_compare(&source, &at("converted"), format)?;
+        let target = at(&format!("{round}.{format}"));
+        let times = if writes { beside_writes(&world, &source, &target, &mut block)? } else { moved(&world, &target)? };
+        fs::remove_file(&source)?;
+        source = target;
+        rounds.push(Round { convert, compare, times });
+    }
+    let seconds = |of: &dyn Fn(&Round) -> f64| median(&rounds.iter().map(of).collect::<Vec<_>>());
+    let flushes = writes.then(|| (seconds(&|round| round.times.writes.0), seconds(&|round| round.times.writes.1)));
     Ok(Measured {
-        convert: median(&converts),
-        compare: median(&compares),
-        copy: (times.copied - times.begun).as_secs_f64(),
-        whole: (times.ended - times.begun).as_secs_f64(),
-        writes,
-        stood_still: times.stood_still,
+        convert: seconds(&|round| round.convert),
+        compare: seconds(&|round| round.compare),
+        copy: seconds(&|round| (round.times.copied - round.times.begun).as_secs_f64()),
+        whole: seconds(&|round| (round.times.ended - round.times.begun).as_secs_f64()),
+        writes: flushes,
+        stood_still: seconds(&|round| round.times.stood_still),
         foreign: span.foreign()?,
     })
+}
+
+/// What `qemu-img` takes for the same beside the same guest, in seconds. While that writes, its disk is like no other: the copy is
+/// compared with itself.
+fn convert_and_compare(source: &Path, copy: &Path, format: &str) -> Result<(f64, f64)> {
+    let started = Instant::now();
+    qemu_img(&["convert", "-U", "-f", format, "-O", format], &[source, copy])?;
+    File::open(copy)?.sync_all()?;
+    let convert = started.elapsed().as_secs_f64();
+    let started = Instant::now();
+    qemu_img(&["compare", "-U", "-q", "-f", format, "-F", format], &[copy, copy])?;
+    let compare = started.elapsed().as_secs_f64();
+    fs::remove_file(copy)?;
+    Ok((convert, compare))
 }
 
 /// Writes blocks of one letter over the noise, from the front, each with a flush: that is what QEMU does when the disk is to
@@ -132,15 +155,13 @@ const WRITER: &str = "until [ -b /dev/vdb ]; do :; done\n\
     echo 'write through' >/sys/block/vdb/cache_type\n\
     tr '\\0' x </dev/zero | dd of=/dev/vdb bs=4096 count=500000 oflag=direct iflag=fullblock conv=notrunc\nexit\n";
 
-/// Moves the disk while the guest writes to it; the medians of its writes before and meanwhile.
-fn beside_writes(world: &World, source: &Path, target: &Path) -> Result<(Times, Option<(f64, f64)>)> {
+/// Moves the disk while the guest writes to it, and takes the times of its writes. It has come to `block`.
+fn beside_writes(world: &World, source: &Path, target: &Path, block: &mut u64) -> Result<Times> {
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let watcher = scope.spawn(|| watch(source, &over));
-        let measured = first_write(source).and_then(|()| {
-            std::thread::sleep(BEFORE);
-            moved(world, target)
-        });
+        let watcher = scope.spawn(|| watch(source, &over, block));
+        std::thread::sleep(BEFORE);
+        let measured = moved(world, target);
         over.store(true, Ordering::Relaxed);
         let seen = watcher.join().map_err(|_| anyhow!("the watcher broke"))??;
         let times = measured?;
@@ -148,8 +169,7 @@ fn beside_writes(world: &World, source: &Path, target: &Path) -> Result<(Times, 
         let between = |range: Range<Instant>| gaps(&seen, |start, end| start >= range.start && end <= range.end);
         let (before, during) = (between(first..times.begun), between(times.begun..times.ended));
         ensure!(before.len() > 20 && during.len() > 20, "{} and {} writes are too few", before.len(), during.len());
-        let writes = (median(&before), median(&during));
-        Ok((times, Some(writes)))
+        Ok(Times { writes: (median(&before), median(&during)), ..times })
     })
 }
 
@@ -168,13 +188,16 @@ fn gaps(seen: &[Instant], wanted: impl Fn(Instant, Instant) -> bool) -> Vec<f64>
     pairs.filter(|[start, end]| wanted(*start, *end)).map(|[start, end]| (end - start).as_secs_f64() * 1e3).collect()
 }
 
-/// When each block was there, until it is `over`.
-fn watch(disk: &Path, over: &AtomicBool) -> Result<Vec<Instant>> {
-    let (file, mut seen, mut block) = (File::open(disk)?, Vec::new(), 0);
+/// When each block was there from the first on that is not there yet, until it is `over`. None before `block` is looked at.
+fn watch(disk: &Path, over: &AtomicBool, block: &mut u64) -> Result<Vec<Instant>> {
+    let (file, mut seen) = (File::open(disk)?, Vec::new());
+    while is_written(&file, *block)? {
+        *block += 1;
+    }
     while !over.load(Ordering::Relaxed) {
-        if is_written(&file, block)? {
+        if is_written(&file, *block)? {
             seen.push(Instant::now());
-            block += 1;
+            *block += 1;
         } else {
             std::thread::sleep(LOOK_EVERY);
         }
@@ -205,8 +228,9 @@ fn moved(world: &World, target: &Path) -> Result<Times> {
         match job["state"].as_str() {
             Some("running") => ensure!(begun.elapsed() < PATIENCE, "the move takes too long: {job}"),
             Some("done") => {
-                let stood_still = job["result"]["stood_still"].clone();
-                return Ok(Times { begun, copied: copied.unwrap_or(now), ended: now, stood_still });
+                let stood_still = job["result"]["stood_still"].as_f64().context("the guest was on")?;
+                let copied = copied.unwrap_or(now);
+                return Ok(Times { begun, copied, ended: now, stood_still, writes: (0.0, 0.0) });
             }
             _ => return Err(anyhow!("the move went wrong: {job}")),
         }
