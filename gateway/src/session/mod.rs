@@ -367,7 +367,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
         }
     }
 
-    /// Lifts every key, button and finger that may be down, and lets go of the other tasks.
+    /// Gives the guest what the client still did, lifts every key, button and finger that may be down, and lets go of the
+    /// other tasks.
     async fn end(mut self, misbehaved: bool) -> FrameReader<S> {
         if misbehaved {
             self.connection.disconnect(Farewell::BadClient);
@@ -385,10 +386,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Session<S> {
         self.reader
     }
 
-    /// Cancels what the fingers are doing. Of what waits, keys and buttons are lifted in a moment.
+    /// Cancels what the fingers are doing.
     fn end_touch(&mut self) {
         self.connection.cancel_touch();
-        self.waiting.retain(|event| matches!(event, InputEvent::Touch(_) | InputEvent::Pen(_)));
         while let Some(event) = self.connection.poll_event() {
             if let ClientEvent::Input(event @ (InputEvent::Touch(_) | InputEvent::Pen(_))) = event {
                 self.waiting.push_back(event);

@@ -38,6 +38,8 @@ const BUTTONLESS: &str = "module_blacklist=button";
 const BUTTONLESS_ON_STREAM: &str = "module_blacklist=button fanlight.transport=stream";
 /// How far the clock of a guest may be off.
 const PRECISION: Duration = Duration::from_secs(1);
+/// The kernel's clock counts nanoseconds (adjtimex(2)).
+const STA_NANO: u32 = 0x2000;
 /// How long a guest may take to anything.
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -119,7 +121,7 @@ fn clock_offset(shell: &mut Shell) -> Result<Duration> {
     let before = host()?;
     let told = shell.run("adjtimex")?;
     let after = host()?;
-    let number = |name: &str| -> Result<u64> {
+    let number = |name: &str| -> Result<u32> {
         let line = told.lines().find_map(|line| line.trim().strip_prefix(name)?.trim().strip_prefix(':'));
         Ok(line
             .with_context(|| format!("no {name} in {told}"))?
@@ -129,7 +131,10 @@ fn clock_offset(shell: &mut Shell) -> Result<Duration> {
             .unwrap_or_default()
             .parse()?)
     };
-    let guest = Duration::from_secs(number("time.tv_sec")?) + Duration::from_micros(number("time.tv_usec")?);
+    // What is called microseconds has another unit after the clock was set to the nanosecond.
+    let fraction = number("time.tv_usec")?;
+    let nanos = if number("status")? & STA_NANO == 0 { fraction * 1000 } else { fraction };
+    let guest = Duration::new(number("time.tv_sec")?.into(), nanos);
     Ok(before.saturating_sub(guest).max(guest.saturating_sub(after)))
 }
 

@@ -165,7 +165,8 @@ fn what_is_typed_while_the_agent_comes_stays_in_order(world: &World) -> Result<(
         let mut shell = shell(desk, &client)?;
         take_agent(desk, &mut shell)?;
         let word = new_word();
-        let typed = run(async {
+        let ends = |screen: &Screen| line_of(screen, &word).ends_with("the end");
+        let (typed, screen) = run(async {
             let mut fast = headless::Client::connect(&options(desk)).await?;
             fast.type_text(&format!("echo {word}")).await?;
             shell.run(GIVE_AGENT)?;
@@ -180,11 +181,10 @@ fn what_is_typed_while_the_agent_comes_stays_in_order(world: &World) -> Result<(
                 }
             }
             fast.type_text("the end").await?;
-            Ok(typed + "the end")
+            desk.guest.wait_for_agent()?;
+            // Who goes without a farewell takes back what has not been read.
+            Ok((typed + "the end", client.wait_for_screen(font()?, "what was typed last", ends)?))
         })?;
-        desk.guest.wait_for_agent()?;
-        let ends = |screen: &Screen| line_of(screen, &word).ends_with("the end");
-        let screen = client.wait_for_screen(font()?, "what was typed last", ends)?;
         let seen = line_of(&screen, &word);
         ensure!(seen == typed, "{typed} came as\n{seen}");
         client.type_text("\n")?;
