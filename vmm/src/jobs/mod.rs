@@ -244,6 +244,11 @@ impl Jobs {
         self.changed();
     }
 
+    /// Whether what is known of a job now will last.
+    pub(crate) async fn lasts(&self, id: JobId) -> bool {
+        self.save(id).await.is_ok()
+    }
+
     /// Writes what is known of a job, so that it lasts.
     async fn save(&self, id: JobId) -> Result<(), JobsError> {
         let jobs = self.clone();
@@ -253,7 +258,11 @@ impl Jobs {
             let saved = record.map_or(Ok(()), |record| store.save(&record));
             saved.map_err(|error| JobsError::Io { folder: store.folder().into(), error })
         });
-        saved.await.unwrap_or(Ok(()))
+        // The threads that write are gone before the gateway is: then nothing was written.
+        saved.await.unwrap_or_else(|error| {
+            let folder = self.store().folder().into();
+            Err(JobsError::Io { folder, error: io::Error::other(error) })
+        })
     }
 
     fn changed(&self) {

@@ -118,6 +118,10 @@ impl Disks {
                 }
                 revision = now.revision;
             }
+            if !jobs.lasts(job).await {
+                // The next gateway goes by the journal.
+                return;
+            }
             if let Err(error) = journal.remove(entry) {
                 tracing::warn!(%error, job = entry.0, "the journal of a move stays");
             }

@@ -133,8 +133,10 @@ impl Move {
         job.step("preparing");
         self.leave_daemon(job).await?;
         self.note(Phase::Copying).await?;
-        self.entry.made = self.disks.make_target(&self.target, self.size).await.map_err(failed)?;
+        self.entry.made = self.disks.claim_target(&self.target).map_err(failed)?;
+        // A file that nobody has noted is empty.
         self.note(Phase::Copying).await?;
+        self.disks.make_target(&self.target, self.size).await.map_err(failed)?;
         if self.entry.engine.is_none() {
             return Ok(());
         }

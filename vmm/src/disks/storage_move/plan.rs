@@ -162,20 +162,15 @@ impl Disks {
         require_space(path, needed)
     }
 
-    /// Makes the file of the target, if it is one.
-    pub(super) async fn make_target(&self, target: &Disk, size: u64) -> Result<Option<FileStamp>, DiskError> {
-        let Some(path) = target.source.path().filter(|path| !is_block_device(path)) else { return Ok(None) };
-        let stamp = claim(path)?;
-        let made = self.make_image(path, target.format, size).await;
-        if let Err(error) = made {
-            // The first error is the one to tell.
-            let _ = stamp.remove();
-            return Err(error);
-        }
-        Ok(Some(stamp))
+    /// Keeps the name of the target with an empty file, if it is one.
+    pub(super) fn claim_target(&self, target: &Disk) -> Result<Option<FileStamp>, DiskError> {
+        file_of(target).map(claim).transpose()
     }
 
-    async fn make_image(&self, path: &Path, format: DiskFormat, size: u64) -> Result<(), DiskError> {
+    /// Makes the target's file, of which there is the name, an image.
+    pub(super) async fn make_target(&self, target: &Disk, size: u64) -> Result<(), DiskError> {
+        let Some(path) = file_of(target) else { return Ok(()) };
+        let format = target.format;
         if format == DiskFormat::Raw {
             let stretched = OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(size));
             return stretched.map_err(|error| DiskError::unwritable(path, error));
@@ -187,6 +182,10 @@ impl Disks {
         arguments.extend(["--".into(), path.into(), size.to_string().into()]);
         self.program.ask(arguments).await.map(drop)
     }
+}
+
+fn file_of(target: &Disk) -> Option<&Path> {
+    target.source.path().filter(|path| !is_block_device(path))
 }
 
 fn not_deleted(source: &Disk) -> DiskError {
