@@ -4,7 +4,6 @@ use anyhow::{Context, Result, ensure};
 use fanlight_tests::client::Connect;
 use fanlight_tests::environment::environment;
 use fanlight_tests::gateway::Gateway;
-use serde_json::Value;
 
 use crate::harness::journeys;
 use crate::world::World;
@@ -16,17 +15,17 @@ fn a_vm_lives_and_dies_by_commands(_: &World) -> Result<()> {
     let under_test = environment()?;
     let (kernel, initrd) = (under_test.kernel.to_string_lossy(), under_test.initrd.to_string_lossy());
     let create = ["vm", "create", "--name", "web01", "--memory", "256", "--kernel", &kernel, "--initrd", &initrd];
-    ensure!(json(&gateway, &create)?["state"] == "created", "a new VM runs");
+    ensure!(gateway.command_json(&create)?["state"] == "created", "a new VM runs");
     let states =
         [("start", "running"), ("pause", "paused"), ("resume", "running"), ("reset", "running"), ("stop", "stopped")];
     for (request, state) in states {
-        let shown = json(&gateway, &["vm", request, "web01"])?;
+        let shown = gateway.command_json(&["vm", request, "web01"])?;
         ensure!(shown["state"] == state, "after `{request}` it is {shown}");
     }
-    let list = json(&gateway, &["vm", "list"])?;
+    let list = gateway.command_json(&["vm", "list"])?;
     ensure!(list["vms"][0]["name"] == "web01" && list["vms"][1].is_null(), "the list is {list}");
-    json(&gateway, &["vm", "delete", "web01"])?;
-    let list = json(&gateway, &["vm", "list"])?;
+    gateway.command_json(&["vm", "delete", "web01"])?;
+    let list = gateway.command_json(&["vm", "list"])?;
     ensure!(list["vms"][0].is_null(), "the list is {list}");
     Ok(())
 }
@@ -63,7 +62,7 @@ fn a_written_rdp_file_connects(_: &World) -> Result<()> {
         let file = gateway.state().join(format!("{vm}-{route}.rdp"));
         let output = file.to_string_lossy();
         let write = ["rdp-file", vm, "--user", &anna.name, "--route", route, "--output", &output];
-        json(&gateway, &write)?;
+        gateway.command_json(&write)?;
         let client = Connect::by_file(&file, &anna.password).open().with_context(|| format!("by {route}"))?;
         gateway.wait_for_sessions(1)?;
         let sessions = gateway.sessions()?;
@@ -72,14 +71,6 @@ fn a_written_rdp_file_connects(_: &World) -> Result<()> {
         gateway.wait_for_sessions(0)?;
     }
     Ok(())
-}
-
-/// Runs a command that must succeed; what it says.
-fn json(gateway: &Gateway, arguments: &[&str]) -> Result<Value> {
-    let output = gateway.command(&[arguments, &["--json"]].concat(), "")?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{arguments:?} ended with {}: {errors}", output.status);
-    serde_json::from_slice(&output.stdout).with_context(|| format!("{arguments:?} wrote no JSON"))
 }
 
 /// Runs a command that must fail with `code` and explain itself with `words`.

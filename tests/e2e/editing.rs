@@ -117,9 +117,5 @@ fn edit(gateway: &Gateway, editor: &Path, answers: &str) -> Result<Output> {
 
 /// Runs a command that must succeed; what it says.
 fn json(gateway: &Gateway, words: &str) -> Result<Value> {
-    let arguments: Vec<&str> = words.split_whitespace().chain(["--json"]).collect();
-    let output = gateway.command(&arguments, "")?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "`{words}`: {errors}");
-    serde_json::from_slice(&output.stdout).with_context(|| format!("`{words}`"))
+    gateway.command_json(&words.split_whitespace().collect::<Vec<_>>())
 }

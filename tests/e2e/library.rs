@@ -35,19 +35,19 @@ fn a_guest_starts_from_a_library_and_its_disk_comes_home(_: &World) -> Result<()
     let (disk, old) = (gateway.state().join("web01.qcow2"), new_word());
     fill(&disk, &old)?;
     let entry = library.join("web");
-    json(&gateway, &["vm", "export", "web01", &text(&entry)])?;
+    gateway.command_json(&["vm", "export", "web01", &text(&entry)])?;
     let mut check = Command::new("sha256sum");
     check.args(["--check", "--strict", "SHA256SUMS"]).current_dir(&entry);
     let checked = process::run(check, "", PATIENCE)?;
     ensure!(checked.status.success(), "sha256sum says {}", String::from_utf8_lossy(&checked.stdout));
 
     let create = ["vm", "create", "--from", &text(&entry), "--name", "web02", "--verify", "--move-home"];
-    let created = json(&gateway, &create)?;
+    let created = gateway.command_json(&create)?;
     ensure!(created["vm"]["state"] == "running", "it is {created}");
     let job = created["jobs"][0]["id"].to_string();
-    ensure!(json(&gateway, &["job", "wait", &job])?["state"] == "done", "the disk does not come home");
+    ensure!(gateway.command_json(&["job", "wait", &job])?["state"] == "done", "the disk does not come home");
     let home = gateway.state().join("images/web02-disk0-2.qcow2");
-    let info = json(&gateway, &["disk", "info", &text(&home)])?;
+    let info = gateway.command_json(&["disk", "info", &text(&home)])?;
     ensure!(info["backing"] == Value::Array(Vec::new()) && info["users"][0]["vm"] == "web02", "it is {info}");
     ensure!(!gateway.state().join("images/web02-disk0.qcow2").exists(), "what stood between is still there");
 
@@ -74,12 +74,12 @@ fn an_entry_that_is_not_right_is_refused_with_the_reason(_: &World) -> Result<()
     let (entry_text, disk) = (text(&entry), gateway.state().join("web01.img"));
     fs::write(&disk, vec![7; 1 << 20])?;
     let created = ["vm", "create", "--name", "web01", "--memory", "64", "--accelerator", "tcg", "--disk"];
-    json(&gateway, &[&created[..], &[&format!("path={}", text(&disk))]].concat())?;
-    json(&gateway, &["vm", "start", "web01"])?;
+    gateway.command_json(&[&created[..], &[&format!("path={}", text(&disk))]].concat())?;
+    gateway.command_json(&["vm", "start", "web01"])?;
     fails(&gateway, &["vm", "export", "web01", &entry_text], 4, "it is on; shut it down first")?;
-    json(&gateway, &["vm", "stop", "web01"])?;
+    gateway.command_json(&["vm", "stop", "web01"])?;
     fails(&gateway, &["vm", "export", "web01", &text(&library.join("no/web"))], 3, "No such file")?;
-    json(&gateway, &["vm", "export", "web01", &entry_text])?;
+    gateway.command_json(&["vm", "export", "web01", &entry_text])?;
     fails(&gateway, &["vm", "export", "web01", &entry_text], 4, "nothing is overwritten")?;
 
     let from = |name: &str, option: &[&str]| -> Vec<String> {
@@ -89,7 +89,7 @@ fn an_entry_that_is_not_right_is_refused_with_the_reason(_: &World) -> Result<()
     let refused = |option: &[&str], code, says: &str| -> Result<()> {
         let words = from("bad", option);
         fails(&gateway, &words.iter().map(String::as_str).collect::<Vec<_>>(), code, says)?;
-        ensure!(json(&gateway, &["vm", "list"])?["vms"][1].is_null(), "a VM is there all the same");
+        ensure!(gateway.command_json(&["vm", "list"])?["vms"][1].is_null(), "a VM is there all the same");
         let images = fs::read_dir(gateway.state().join("images")).into_iter().flatten().count();
         ensure!(images == 0, "{images} images are left");
         Ok(())
@@ -114,11 +114,11 @@ fn an_entry_that_is_not_right_is_refused_with_the_reason(_: &World) -> Result<()
     fs::write(entry.join("vm.toml"), definition)?;
 
     // Who writes to the entry's own disk has it alone.
-    let run = |words: Vec<String>| json(&gateway, &words.iter().map(String::as_str).collect::<Vec<_>>());
+    let run = |words: Vec<String>| gateway.command_json(&words.iter().map(String::as_str).collect::<Vec<_>>());
     run(from("direct", &["--direct", "--verify"]))?;
     fails(&gateway, &from("two", &["--direct"]).iter().map(String::as_str).collect::<Vec<_>>(), 4, "direct")?;
     fails(&gateway, &from("two", &[]).iter().map(String::as_str).collect::<Vec<_>>(), 4, "VM direct writes to it")?;
-    json(&gateway, &["vm", "delete", "direct"])?;
+    gateway.command_json(&["vm", "delete", "direct"])?;
     run(from("over", &[]))?;
     fails(&gateway, &from("two", &["--direct"]).iter().map(String::as_str).collect::<Vec<_>>(), 4, "over-disk0.qcow2")?;
     run(from("another", &[]))?;
@@ -131,11 +131,12 @@ fn an_export_that_is_cut_off_leaves_nothing(_: &World) -> Result<()> {
     let disk = gateway.state().join("web01.img");
     File::create(&disk)?.set_len(LONG)?;
     let created = ["vm", "create", "--name", "web01", "--memory", "64", "--accelerator", "tcg", "--disk"];
-    json(&gateway, &[&created[..], &[&format!("path={}", text(&disk))]].concat())?;
+    gateway.command_json(&[&created[..], &[&format!("path={}", text(&disk))]].concat())?;
     let begin = |gateway: &Gateway| -> Result<String> {
-        let job = json(gateway, &["vm", "export", "web01", &text(&library.join("web")), "--detach"])?["id"].to_string();
+        let job = gateway.command_json(&["vm", "export", "web01", &text(&library.join("web")), "--detach"])?["id"]
+            .to_string();
         wait_until(PATIENCE, "the checksums to be begun", || {
-            let job = json(gateway, &["job", "show", &job])?;
+            let job = gateway.command_json(&["job", "show", &job])?;
             Ok(Look::when(job["step"] == "computing checksums", || format!("it is {job}")))
         })?;
         Ok(job)
@@ -144,17 +145,17 @@ fn an_export_that_is_cut_off_leaves_nothing(_: &World) -> Result<()> {
 
     let job = begin(&gateway)?;
     fails(&gateway, &["vm", "start", "web01"], 1, "is being moved or copied")?;
-    json(&gateway, &["job", "cancel", &job])?;
+    gateway.command_json(&["job", "cancel", &job])?;
     let ended = |gateway: &Gateway, job: &str, state: &str| {
         wait_until(PATIENCE, format_args!("the job to be {state}"), || {
-            let job = json(gateway, &["job", "show", job])?;
+            let job = gateway.command_json(&["job", "show", job])?;
             Ok(Look::when(job["state"] == state, || format!("it is {job}")))
         })
     };
     ended(&gateway, &job, "cancelled")?;
     ensure!(nothing()?, "something is left of what was cancelled");
-    json(&gateway, &["vm", "start", "web01"])?;
-    json(&gateway, &["vm", "stop", "web01"])?;
+    gateway.command_json(&["vm", "start", "web01"])?;
+    gateway.command_json(&["vm", "stop", "web01"])?;
 
     let job = begin(&gateway)?;
     gateway.kill();
@@ -209,12 +210,4 @@ fn fails(gateway: &Gateway, arguments: &[&str], code: i32, says: &str) -> Result
     ensure!(output.status.code() == Some(code), "{arguments:?} ended with {}: {errors}", output.status);
     ensure!(errors.contains(says), "{arguments:?} says {errors}");
     Ok(())
-}
-
-/// Runs a command that must succeed; what it says.
-fn json(gateway: &Gateway, arguments: &[&str]) -> Result<Value> {
-    let output = gateway.command(&[arguments, &["--json"]].concat(), "")?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{arguments:?} ended with {}: {errors}", output.status);
-    serde_json::from_slice(&output.stdout).with_context(|| format!("{arguments:?} wrote no JSON"))
 }

@@ -124,6 +124,18 @@ impl Gateway {
         process::run(command, input, COMMAND)
     }
 
+    /// Runs a command that must succeed; what it says as JSON.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end, or fails.
+    pub fn command_json(&self, arguments: &[&str]) -> Result<Value> {
+        let output = self.command(&[arguments, &["--json"]].concat(), "")?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{arguments:?} ended with {}: {errors}", output.status);
+        serde_json::from_slice(&output.stdout).with_context(|| format!("{arguments:?} wrote no JSON"))
+    }
+
     /// Adds a user who may use the VMs named in `vms`, or all of them.
     ///
     /// # Errors

@@ -13,6 +13,8 @@ use rustix::time::{
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::link::watch;
+
 /// A timer of the system.
 #[derive(Debug)]
 pub(super) struct Alarm {
@@ -61,10 +63,9 @@ impl Alarm {
     }
 }
 
-#[expect(deprecated, reason = "its successor is `unsafe` for types that may not own what they name; this one does")]
 fn create() -> io::Result<AsyncFd<OwnedFd>> {
     let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
-    AsyncFd::with_interest(timer, Interest::READABLE)
+    watch(timer, Interest::READABLE)
 }
 
 #[cfg(test)]

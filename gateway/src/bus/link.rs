@@ -1,6 +1,7 @@
 //! The bytes between the port of one QEMU and the host's core.
 
 use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
@@ -157,8 +158,8 @@ impl Stream {
 }
 
 #[expect(deprecated, reason = "its successor is `unsafe` for types that may not own what they name; this one does")]
-fn watch(stream: UnixStream, interest: Interest) -> io::Result<AsyncFd<UnixStream>> {
-    AsyncFd::with_interest(stream, interest)
+pub(super) fn watch<T: AsRawFd>(file: T, interest: Interest) -> io::Result<AsyncFd<T>> {
+    AsyncFd::with_interest(file, interest)
 }
 
 fn map(memory: &BusMemory) -> Option<Arc<Mapping>> {

@@ -92,11 +92,6 @@ impl Disks {
         self.bytes_in(&self.info(source, Some(format)).await?).await
     }
 
-    /// Fails when the folder of `target` has less free space than is needed.
-    pub(crate) fn require_room(&self, target: &Path, needed: u64) -> Result<(), DiskError> {
-        require_space(target, needed)
-    }
-
     /// Runs a copy to its end.
     pub(super) async fn copy(
         &self,
@@ -117,11 +112,8 @@ impl Disks {
         let words = ["measure", "--output=json", "-U", "-f", image.format.driver(), "-O", "qcow2", "--"];
         let mut arguments: Vec<OsString> = words.map(Into::into).into();
         arguments.push((&image.path).into());
-        let answer = self.program.ask(arguments).await?;
-        let measured: Result<Measured, _> = serde_json::from_slice(&answer);
-        measured.map(|measured| measured.required).map_err(|error| {
-            DiskError::Refused(format!("what qemu-img says of {} makes no sense: {error}", image.path.display()))
-        })
+        let measured: Measured = self.program.ask_about(&image.path, arguments).await?;
+        Ok(measured.required)
     }
 }
 
@@ -144,7 +136,7 @@ pub(super) fn check_chain(image: &ImageInfo) -> Result<(), DiskError> {
 }
 
 /// Fails when the folder of `target` has less free space than is needed.
-pub(super) fn require_space(target: &Path, needed: u64) -> Result<(), DiskError> {
+pub(crate) fn require_space(target: &Path, needed: u64) -> Result<(), DiskError> {
     let folder = target.parent().unwrap_or(Path::new("/"));
     let system = rustix::fs::statvfs(folder).map_err(|error| DiskError::unwritable(target, error.into()))?;
     let free = system.f_bavail.saturating_mul(system.f_frsize);

@@ -11,7 +11,7 @@ use super::create::Layout;
 use super::error::DiskError;
 use super::format;
 use super::hyperv::{self, Kind};
-use super::qemu_img::QemuImg;
+use super::qemu_img::{QemuImg, senseless};
 use super::users::{ImageUser, users_of};
 use crate::definition::{DiskFormat, Remote};
 
@@ -131,9 +131,7 @@ pub(crate) async fn describe(program: &QemuImg, path: &Path, format: DiskFormat)
     arguments.push("--".into());
     arguments.push(path.into());
     let answer = program.ask(arguments).await?;
-    let described = Described::parse(&answer).map_err(|reason| {
-        DiskError::Refused(format!("what qemu-img says of {} makes no sense: {reason}", path.display()))
-    })?;
+    let described = Described::parse(&answer).map_err(|reason| senseless(path, reason))?;
     // A protocol driver may have a say of its own; the format is what was asked for.
     if DiskFormat::of_driver(&described.format) == Some(format) {
         Ok(described)

@@ -38,6 +38,7 @@ pub use block_device::BlockDevice;
 pub(crate) use block_device::{is_block_device, lasting_name, require_free};
 pub use chain::TreeNode;
 pub use convert::Convert;
+pub(crate) use convert::require_space;
 pub use create::{BackingFile, Layout, NewImage, Preallocation};
 pub use error::DiskError;
 pub(crate) use hyperv::{file_parameters, kind_of_vhd, metadata_region};

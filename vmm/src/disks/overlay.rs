@@ -76,10 +76,7 @@ pub(crate) async fn is_empty(program: &QemuImg, path: &Path) -> Result<bool, Dis
     let alone = json!({ "driver": "qcow2", "backing": null, "file": { "driver": "file", "filename": path } });
     let mut arguments: Vec<OsString> = ["map", "-U", "--output=json", "--"].map(Into::into).into();
     arguments.push(format!("json:{alone}").into());
-    let answer = program.ask(arguments).await?;
-    let extents: Vec<Extent> = serde_json::from_slice(&answer).map_err(|error| {
-        DiskError::Refused(format!("what qemu-img says of {} makes no sense: {error}", path.display()))
-    })?;
+    let extents: Vec<Extent> = program.ask_about(path, arguments).await?;
     Ok(extents.iter().all(|extent| !extent.present)
         && describe(program, path, DiskFormat::Qcow2).await?.snapshots.is_empty())
 }

@@ -1,11 +1,13 @@
 //! Running `qemu-img`: what it says is bounded in time and length, and it ends with whoever waits for it.
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
@@ -47,6 +49,15 @@ impl QemuImg {
     /// Runs it for its answer.
     pub(super) async fn ask(&self, arguments: Vec<OsString>) -> Result<Vec<u8>, DiskError> {
         self.ask_within(DEADLINE, arguments).await
+    }
+
+    /// Runs it for what it says of the image at `path`, in JSON.
+    pub(super) async fn ask_about<T: DeserializeOwned>(
+        &self,
+        path: &Path,
+        arguments: Vec<OsString>,
+    ) -> Result<T, DiskError> {
+        serde_json::from_slice(&self.ask(arguments).await?).map_err(|error| senseless(path, error))
     }
 
     /// Runs it for its answer, which may take so long.
@@ -197,6 +208,11 @@ async fn read(from: Option<impl AsyncRead + Unpin>, most: u64) -> io::Result<Vec
     // What is more is of no interest, but it must not block on saying it.
     tokio::io::copy(&mut from, &mut tokio::io::sink()).await?;
     Ok(text)
+}
+
+/// An answer about the image at `path` that cannot be read.
+pub(super) fn senseless(path: &Path, reason: impl Display) -> DiskError {
+    DiskError::Refused(format!("what qemu-img says of {} makes no sense: {reason}", path.display()))
 }
 
 /// What it complained of, without its name before each line.

@@ -84,10 +84,19 @@ impl FileStamp {
 
     /// Removes it, unless something else has its name.
     pub(crate) fn remove(&self) -> io::Result<bool> {
+        self.remove_by(|path| fs::remove_file(path))
+    }
+
+    /// The same of a folder, with all that is in it.
+    fn remove_folder(&self) -> io::Result<bool> {
+        self.remove_by(|path| fs::remove_dir_all(path))
+    }
+
+    fn remove_by(&self, remove: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<bool> {
         if !self.is_at(&self.path) {
             return Ok(false);
         }
-        fs::remove_file(&self.path).map(|()| true)
+        remove(&self.path).map(|()| true)
     }
 }
 
@@ -117,25 +126,15 @@ impl Cleared {
                 self.complete = true;
                 return;
             }
-            Leftover::Folder { folder, .. } => return self.folder(folder),
-            Leftover::Placeholder(file) | Leftover::Partial { file, .. } => file,
+            Leftover::Placeholder(file) | Leftover::Partial { file, .. } | Leftover::Folder { folder: file, .. } => {
+                file
+            }
         };
-        match file.remove() {
+        let is_folder = matches!(leftover, Leftover::Folder { .. });
+        match if is_folder { file.remove_folder() } else { file.remove() } {
             Ok(true) => self.removed.push(file.path.clone()),
             Ok(false) => {}
             Err(error) => self.kept.push(format!("{}: {error}", file.path.display())),
-        }
-    }
-}
-
-impl Cleared {
-    fn folder(&mut self, folder: &FileStamp) {
-        if !folder.is_at(&folder.path) {
-            return;
-        }
-        match fs::remove_dir_all(&folder.path) {
-            Ok(()) => self.removed.push(folder.path.clone()),
-            Err(error) => self.kept.push(format!("{}: {error}", folder.path.display())),
         }
     }
 }

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::{CHECKSUMS, DEFINITION, LibraryError, SIZES, VARIABLES, checksums, entry};
 use crate::definition::{Definition, DiskFormat, DiskSource, replace_file, sync_folder};
+use crate::disks::require_space;
 use crate::host::{Host, HostError};
 use crate::jobs::{FileStamp, Job, JobHandle, JobKind, Leftover, NewJob, Unfinished};
 use crate::lifecycle::{Hold, Monitor};
@@ -59,7 +60,7 @@ impl Host {
                 None => fs::metadata(&copy.from).map_or(0, |data| data.len()),
             };
         }
-        self.disks().require_room(&folder, needed)?;
+        require_space(&folder, needed)?;
         let target = format!("{} to {}", vm.name(), folder.display());
         let new = NewJob { kind: JobKind::LibraryExport, target, vm: Some(vm.name().into()) };
         let host = self.clone();

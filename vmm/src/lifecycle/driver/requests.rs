@@ -20,7 +20,10 @@ use crate::memory::{Hardware, hyper_v_obstacle};
 
 impl Driver {
     pub(super) async fn start(&mut self) -> Result<(), Trouble> {
-        self.require_readable()?;
+        if self.machine.is_some() {
+            // Before anything that is left is ended.
+            self.require_readable()?;
+        }
         if let Some(left) = self.machine.take() {
             left.end_by_force().await.map_err(Trouble::Failed)?;
             let reason = self.status.borrow().reason.clone();

@@ -7,6 +7,7 @@
 //! QEMU (10.0) saves and loads in its main loop: meanwhile the processors stand still, it answers only when it happens to
 //! wait for a disk, and there is no way to end a job but to end QEMU.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -33,17 +34,10 @@ const JOB: &str = "fanlight-";
 /// ([`Launch::allocator`](crate::engine::Launch::allocator)): for the second monitor, the lowest of the address of a
 /// picture. Another load puts that elsewhere. If that byte happened to be zero when the state was saved, nine in ten do.
 const LOADS: u32 = 30;
-/// Bytes of what QEMU is given to keep between two loads, one of each size: it would put the pictures where those of the
-/// load before last were, and go back and forth between two places.
-const KEPT: [usize; 20] = {
-    let mut sizes = [0; 20];
-    let mut at = 0;
-    while at < sizes.len() {
-        sizes[at] = 64 + 16 * at;
-        at += 1;
-    }
-    sizes
-};
+/// Bytes of what QEMU is given to keep between two loads, and how much one is larger than the other before: it would put
+/// the pictures where those of the load before last were, and go back and forth between two places.
+const KEPT: Range<usize> = 64..384;
+const KEPT_STEP: usize = 16;
 /// First and longest time between two looks at a job.
 const LOOK_AFTER: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(200));
 
@@ -113,7 +107,7 @@ impl Jobs {
 
     /// Has QEMU put something where its next small pictures would be.
     async fn take_places(&self, kept: &mut Vec<String>) {
-        for size in KEPT {
+        for size in KEPT.step_by(KEPT_STEP) {
             let id = format!("{JOB}{}", Uuid::new_v4());
             let object = json!({ "qom-type": "secret", "id": id, "data": "x".repeat(size - 1) });
             if self.execute("object-add", object).await.is_ok() {
