@@ -31,6 +31,12 @@ impl TellTale {
         Disk::new(self.path.clone(), DiskFormat::Raw, DiskBus::Virtio)
     }
 
+    /// What the guest has written so far.
+    pub(crate) fn text(&self) -> String {
+        let bytes = fs::read(&self.path).expect("the image");
+        String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned()
+    }
+
     /// Runs a command in the guest's shell; what it writes. `/dev/vda` must be this disk. On a busy machine a key may get
     /// lost: then it is typed again, so it must do no harm a second time.
     pub(crate) async fn ask(&mut self, vm: &Vm, command: &str) -> String {
@@ -46,14 +52,12 @@ impl TellTale {
                 types(&vm.console(), &line).await;
                 typed = Some(Instant::now());
             }
-            let bytes = fs::read(&self.path).expect("the image");
-            let text = String::from_utf8_lossy(&bytes);
+            let text = self.text();
             if let Some((said, _)) = text.split_once(&format!("\n{end}\n")) {
                 self.said = said.trim_end().to_owned();
                 return self.said.clone();
             }
-            let said = text.trim_end_matches('\0');
-            assert!(Instant::now() < deadline, "{command}: not within {PATIENCE:?}; so far:\n{said}");
+            assert!(Instant::now() < deadline, "{command}: not within {PATIENCE:?}; so far:\n{text}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

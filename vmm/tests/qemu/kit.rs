@@ -95,17 +95,23 @@ pub(crate) fn firmware(name: &str) -> Definition {
     }
 }
 
-/// A VM with the project's console guest.
-pub(crate) fn console_guest(name: &str) -> Definition {
+/// The kernel and the initramfs of the project's console guest.
+pub(crate) fn console_files() -> (PathBuf, PathBuf) {
     let path = |variable: &str| -> PathBuf {
         let value = std::env::var_os(variable);
         value
             .unwrap_or_else(|| panic!("{variable} is not set: run this test by `./x test`, which builds the image"))
             .into()
     };
+    (path("FANLIGHT_CONSOLE_KERNEL"), path("FANLIGHT_CONSOLE_INITRD"))
+}
+
+/// A VM with the project's console guest.
+pub(crate) fn console_guest(name: &str) -> Definition {
+    let (kernel, initrd) = console_files();
     let boot = Boot::DirectKernel {
-        kernel: path("FANLIGHT_CONSOLE_KERNEL"),
-        initrd: Some(path("FANLIGHT_CONSOLE_INITRD")),
+        kernel,
+        initrd: Some(initrd),
         // These tests speak on the port themselves.
         cmdline: "console=tty0 quiet fanlight.agent=none".into(),
     };

@@ -23,5 +23,6 @@ mod moves;
 mod network;
 mod overlays;
 mod places;
+mod secure_boot;
 mod snapshots;
 mod sources;
