@@ -74,6 +74,14 @@ pub struct Host {
     jobs: Jobs,
 }
 
+/// A host that does not keep its VMs.
+#[derive(Debug, Clone)]
+pub(crate) struct WeakHost {
+    shared: Arc<HostShared>,
+    machines: Weak<Machines>,
+    jobs: Jobs,
+}
+
 /// What the drivers of all VMs share.
 #[derive(Debug)]
 pub(crate) struct HostShared {
@@ -198,11 +206,15 @@ impl Host {
         }
         host.disks().recover_moves().await;
         for vm in host.list() {
-            checkpoints::take_over(&vm, &host.jobs);
+            checkpoints::take_over(&vm, &host.jobs, &host.downgrade());
         }
         host.jobs.interrupt_orphans().await;
         tokio::spawn(follow_definitions(Arc::downgrade(&host.machines), host.shared.config.definitions.clone()));
         Ok(host)
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakHost {
+        WeakHost { shared: self.shared.clone(), machines: Arc::downgrade(&self.machines), jobs: self.jobs.clone() }
     }
 
     /// What takes minutes.
@@ -214,7 +226,7 @@ impl Host {
     /// The checkpoints of a VM.
     #[must_use]
     pub fn checkpoints(&self, vm: &Vm) -> Checkpoints {
-        Checkpoints::new(vm.clone(), self.jobs.clone())
+        Checkpoints::new(vm.clone(), self.jobs.clone(), self.disks())
     }
 
     /// The disk images.
@@ -354,6 +366,14 @@ impl Host {
         checkpoints::keep_time(&vm);
         lock(&self.machines.vms).insert(uuid, vm);
         ready
+    }
+}
+
+impl WeakHost {
+    /// The host, while anybody else has it.
+    pub(crate) fn upgrade(&self) -> Option<Host> {
+        let machines = self.machines.upgrade()?;
+        Some(Host { shared: self.shared.clone(), machines, jobs: self.jobs.clone() })
     }
 }
 

@@ -68,6 +68,9 @@ pub(super) struct Revert {
 }
 
 /// Delete a checkpoint; those after it and the VM itself stay as they are
+///
+/// Overlays that hold no checkpoint any more go back into the files below them, while the guest runs, too. That can be
+/// cancelled; the overlay stays the disk then.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  fanlight checkpoint delete web01 'before the update'")]
 pub(super) struct Delete {
@@ -107,7 +110,7 @@ impl CheckpointCommand {
             }
             Self::Delete(Delete { vm, name, waiting }) => {
                 let job: Job = context.client.delete_for(&path(&vm, &format!("/{}", segment(&name)))).await?;
-                waiting.follow(context, job, |_| format!("checkpoint `{name}` of {vm} is deleted")).await
+                waiting.follow(context, job, |job| deleted(job, &name, &vm)).await
             }
             Self::Rename(Rename { vm, name, new }) => {
                 let body = NewName { name: new };
@@ -146,6 +149,26 @@ fn show(context: &Context, tree: &CheckpointTree) {
     if let Some(unfinished) = &tree.unfinished {
         context.output.note(unfinished);
     }
+}
+
+/// What came of it, and which disks are one file again.
+fn deleted(job: &Job, name: &str, vm: &str) -> String {
+    let mut said = format!("checkpoint `{name}` of {vm} is deleted");
+    let told = |key: &str| job.result.as_ref().and_then(|result| result[key].as_array()).into_iter().flatten();
+    for merged in told("merged") {
+        if let (Some(overlay), Some(file)) = (merged["overlay"].as_str(), merged["file"].as_str()) {
+            said += &format!("\n{file}: has all of {overlay} and is the disk again");
+        }
+        if let (Some(overlay), Some(problem)) = (merged["overlay"].as_str(), merged["problem"].as_str()) {
+            said += &format!("\n{overlay}: nothing needs it, and it is still there: {problem}");
+        }
+    }
+    for kept in told("kept") {
+        if let (Some(overlay), Some(reason)) = (kept["overlay"].as_str(), kept["reason"].as_str()) {
+            said += &format!("\n{overlay}: stays the disk: {reason}");
+        }
+    }
+    said
 }
 
 /// The tree, line by line; where the VM is stands after the checkpoint that it came after.
@@ -241,6 +264,16 @@ mod tests {
             serde_json::json!([{ "disk": "disk0", "below": "/d.vhdx", "overlay": "/d.vhdx.checkpoints.qcow2" }]);
         let told = made(&job(serde_json::json!({ "checkpoint": "a", "overlays": overlays })), "a", "web01");
         assert!(told.ends_with("is made\n/d.vhdx: its changes go to /d.vhdx.checkpoints.qcow2 from now on"), "{told}");
+        let merged =
+            serde_json::json!([{ "disk": "disk0", "file": "/d.vhdx", "overlay": "/d.vhdx.checkpoints.qcow2" }]);
+        let kept = serde_json::json!([{ "disk": "disk1", "overlay": "/e.checkpoints.qcow2", "reason": "no room" }]);
+        let result = serde_json::json!({ "checkpoint": "a", "merged": merged, "kept": kept });
+        assert_eq!(
+            deleted(&job(result), "a", "web01"),
+            "checkpoint `a` of web01 is deleted\n/d.vhdx: has all of /d.vhdx.checkpoints.qcow2 and is the disk again\n\
+             /e.checkpoints.qcow2: stays the disk: no room"
+        );
+        assert_eq!(deleted(&plain, "a", "web01"), "checkpoint `a` of web01 is deleted");
     }
 
     #[test]

@@ -28,7 +28,7 @@ use std::io;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 pub(crate) use automatic::keep_time;
 pub(crate) use keeper::Keeper;
@@ -36,6 +36,7 @@ pub(crate) use takeover::take_over;
 pub use view::{Checkpoint, CheckpointTree};
 pub(crate) use work::start;
 
+use crate::disks::{Disks, Merges};
 use crate::jobs::{Job, JobHandle, JobKind, Jobs, JobsError, NewJob, Unfinished};
 use crate::lifecycle::RequestError;
 use crate::vm::Vm;
@@ -46,6 +47,7 @@ use work::Work;
 pub struct Checkpoints {
     vm: Vm,
     jobs: Jobs,
+    disks: Disks,
 }
 
 /// A checkpoint to make.
@@ -118,8 +120,8 @@ impl From<CheckpointError> for Unfinished {
 }
 
 impl Checkpoints {
-    pub(crate) fn new(vm: Vm, jobs: Jobs) -> Self {
-        Self { vm, jobs }
+    pub(crate) fn new(vm: Vm, jobs: Jobs, disks: Disks) -> Self {
+        Self { vm, jobs, disks }
     }
 
     /// All of them. While one is being made, reverted to or deleted, as it was before.
@@ -155,6 +157,8 @@ impl Checkpoints {
     }
 
     /// Forgets a checkpoint. Those that came after it come after the one before it then; nothing changes for the guest.
+    /// Overlays that hold none any more go back into the files below them, which may be cancelled: the job's result names
+    /// those that did and those that stay.
     ///
     /// # Errors
     ///
@@ -178,11 +182,15 @@ impl Checkpoints {
         work::check(&self.vm, &work).await?;
         let target = format!("{} of {}", work.name(), self.vm.name());
         let new = NewJob { kind, target, vm: Some(self.vm.name().into()) };
-        let vm = self.vm.clone();
+        let (vm, disks) = (self.vm.clone(), self.disks.clone());
         let job = self.jobs.spawn(new, |job: JobHandle| async move {
             let name = work.name().to_owned();
+            let deletes = matches!(work, Work::Delete(_));
             job.step("waiting");
             let overlaid = work::run(&vm, work, Some(&job)).await?;
+            if deletes {
+                return Ok(Some(merged(&name, &disks.merge_overlays(&vm, &job).await?)));
+            }
             Ok(Some(if overlaid.is_empty() {
                 json!({ "checkpoint": name })
             } else {
@@ -191,4 +199,11 @@ impl Checkpoints {
         });
         Ok(job.await?)
     }
+}
+
+/// What is told of a checkpoint that is deleted.
+fn merged(name: &str, merges: &Merges) -> Value {
+    let mut told = merges.to_json();
+    told["checkpoint"] = json!(name);
+    told
 }

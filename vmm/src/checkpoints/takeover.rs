@@ -9,7 +9,8 @@ use tokio::time::timeout;
 
 use super::book::{Change, Pending};
 use super::work::{finish_revert, settle};
-use super::{CheckpointError, Keeper};
+use super::{CheckpointError, Keeper, merged};
+use crate::host::WeakHost;
 use crate::jobs::{JobHandle, Jobs, Unfinished};
 use crate::lifecycle::VmState;
 use crate::vm::{Vm, WeakVm};
@@ -18,14 +19,17 @@ use crate::vm::{Vm, WeakVm};
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 /// Goes on with what was under way, beside everything else, and with the job that did it.
-pub(crate) fn take_over(vm: &Vm, jobs: &Jobs) {
+pub(crate) fn take_over(vm: &Vm, jobs: &Jobs, host: &WeakHost) {
     let Ok(Some(pending)) = vm.checkpoint_keeper().book().map(|book| book.pending) else { return };
     let (what, weak) = (pending.what.clone(), vm.downgrade());
     let adopted = pending.job.and_then(|id| {
-        let (pending, weak) = (pending.clone(), weak.clone());
-        jobs.adopt(id, |_: JobHandle| async move {
+        let (pending, weak, host) = (pending.clone(), weak.clone(), host.clone());
+        jobs.adopt(id, |job: JobHandle| async move {
             let name = name(&pending);
-            go_on(weak, &pending.what).await?;
+            go_on(weak.clone(), &pending.what).await?;
+            if let (Change::Delete(_), Some(host), Some(vm)) = (&pending.what, host.upgrade(), weak.upgrade()) {
+                return Ok(Some(merged(&name, &host.disks().merge_overlays(&vm, &job).await?)));
+            }
             Ok(Some(json!({ "checkpoint": name })))
         })
     });

@@ -77,6 +77,14 @@ impl Chains {
         self.above(path).next().map(|(above, _)| format!("{} stands on it", above.display()))
     }
 
+    /// Why the image at `path` cannot be written to as what `overlay` stood on, if it cannot.
+    pub(crate) fn need_beside(&self, path: &Path, overlay: &Path) -> Option<String> {
+        let vm = self.images.get(path).and_then(|image| image.vms.first());
+        let other = self.above(path).map(|(above, _)| above).find(|above| above.as_path() != overlay);
+        vm.map(|vm| format!("it is a disk of VM {vm}"))
+            .or_else(|| other.map(|above| format!("{} stands on it", above.display())))
+    }
+
     /// Why the bytes of the image at `path` must stay as they are, if they must.
     pub(crate) fn stood_on(&self, path: &Path) -> Option<String> {
         self.above(path).next().map(|(above, _)| format!("{} stands on it", above.display()))
@@ -235,5 +243,10 @@ mod tests {
         assert_eq!(chains.need_of(&path(2)).as_deref(), Some("it is a disk of VM web01"));
         assert_eq!(chains.need_of(&path(1)).as_deref(), Some("/2 stands on it"));
         assert_eq!((chains.need_of(&path(7)), chains.stood_on(&path(2))), (None, None));
+        assert_eq!(chains.need_beside(&path(1), &path(2)), None);
+        chains.insert(path(3), link(Some(1)));
+        assert_eq!(chains.need_beside(&path(1), &path(2)).as_deref(), Some("/3 stands on it"));
+        chains.name(path(1), "web02");
+        assert_eq!(chains.need_beside(&path(1), &path(2)).as_deref(), Some("it is a disk of VM web02"));
     }
 }

@@ -67,6 +67,14 @@ pub(crate) fn backing_of(path: &Path) -> io::Result<Option<Below>> {
     Ok(Some(Below { path: OsStr::from_bytes(&name).into(), format: format_in(&head) }))
 }
 
+/// What an image stands on that a checkpoint laid over a disk; none when it is another's.
+pub(crate) fn laid_on(path: &Path) -> Option<(PathBuf, DiskFormat)> {
+    let (path, below) = (real(path).ok()?, backing_of(path).ok().flatten()?);
+    let (base, format) = (real(&below.path).ok()?, below.format?);
+    let keeps_none = !matches!(format, DiskFormat::Qcow2 | DiskFormat::Vmdk);
+    (keeps_none && names(&base).any(|name| name == path)).then_some((base, format))
+}
+
 /// Whether an overlay has nothing of its own: neither bytes nor snapshots.
 pub(crate) async fn is_empty(program: &QemuImg, path: &Path) -> Result<bool, DiskError> {
     #[derive(Deserialize)]
@@ -241,6 +249,10 @@ mod tests {
         let below = backing_of(first.path()).expect("read").expect("it stands on something");
         assert_eq!(below, Below { path: real(&base).expect("there"), format: Some(DiskFormat::Vhdx) });
         assert_eq!(backing_of(&base).expect("read"), None);
+        assert_eq!(laid_on(second.path()), Some((real(&base).expect("there"), DiskFormat::Vhdx)));
+        let copy = folder.0.join("mine.qcow2");
+        fs::rename(second.path(), &copy).expect("renamed");
+        assert_eq!((laid_on(&copy), laid_on(&base)), (None, None), "another's");
         assert_eq!(fs::read_dir(&folder.0).expect("there").count(), 3, "nothing else is left");
         make_overlay(&program(), &folder.0.join("missing"), DiskFormat::Raw, 512).await.expect_err("no such image");
     }

@@ -309,6 +309,11 @@ impl JobHandle {
         if stops || !self.jobs.registry().seal(self.id) { Err(Unfinished::Stopped) } else { Ok(()) }
     }
 
+    /// Begins a part that can be cancelled again.
+    pub(crate) fn unseal(&self) {
+        self.jobs.registry().unseal(self.id);
+    }
+
     /// Whether somebody has cancelled it.
     pub(crate) fn is_cancelled(&self) -> bool {
         self.jobs.get(self.id).is_some_and(|job| job.state == JobState::Cancelling)

@@ -169,6 +169,13 @@ impl Registry {
         entry.sealed
     }
 
+    /// What follows can be cancelled again.
+    pub(super) fn unseal(&mut self, id: JobId) {
+        if let Some(entry) = self.running(id) {
+            entry.sealed = false;
+        }
+    }
+
     pub(super) fn cancel(&mut self, id: JobId) -> Option<Cancel> {
         let entry = self.entries.get_mut(&id)?;
         let job = &mut entry.record.job;
@@ -272,6 +279,8 @@ mod tests {
         let second = registry.begin(new("b"), 1).expect("room");
         registry.cancel(second);
         assert!(!registry.seal(second));
+        registry.unseal(first);
+        assert_eq!(registry.cancel(first), Some(Cancel::Asked), "its next part can be");
     }
 
     #[test]
@@ -308,6 +317,7 @@ mod tests {
         Step(u64),
         Advance(u64, u64, u64),
         Seal(u64),
+        Unseal(u64),
         Cancel(u64),
         Finish(u64, u8),
         Forget(u64),
@@ -321,6 +331,7 @@ mod tests {
             1 => id().prop_map(Op::Step),
             4 => (id(), any::<u64>(), any::<u64>()).prop_map(|(id, done, total)| Op::Advance(id, done, total)),
             1 => id().prop_map(Op::Seal),
+            1 => id().prop_map(Op::Unseal),
             2 => id().prop_map(Op::Cancel),
             3 => (id(), 0_u8..4).prop_map(|(id, how)| Op::Finish(id, how)),
             1 => (0_u64..3_000_000).prop_map(Op::Forget),
@@ -367,6 +378,7 @@ mod tests {
                     Op::Step(id) => registry.step(JobId(id), "copying"),
                     Op::Advance(id, done, total) => drop(registry.advance(JobId(id), done, total, Instant::now())),
                     Op::Seal(id) => drop(registry.seal(JobId(id))),
+                    Op::Unseal(id) => registry.unseal(JobId(id)),
                     Op::Cancel(id) => drop(registry.cancel(JobId(id))),
                     Op::Finish(id, how) => registry.finish(JobId(id), outcome(how), unix),
                     Op::Forget(later) => {

@@ -24,6 +24,7 @@ mod request_queue;
 mod snapshot;
 mod state;
 
+pub(crate) use disks::Drives;
 pub(crate) use driver::{Driver, Message, Monitor, Switch};
 pub(crate) use holds::{Hold, Holds, Kind as HoldKind};
 pub(crate) use machine::Connections;

@@ -124,12 +124,12 @@ fn noise(path: &Path) {
     }
 }
 
-/// The bytes of a disk that is a file and that nobody writes to.
+/// The bytes of a disk that is a file, as far as they are in it.
 pub(crate) fn plain(disk: &Disk) -> Vec<u8> {
     let path = disk.source.path().expect("a file");
     let driver = if disk.format == DiskFormat::Vhd { "vpc" } else { disk.format.word() };
     let raw = path.with_extension("plain");
-    let made = Command::new("qemu-img").args(["convert", "-f", driver, "-O", "raw"]).arg(path).arg(&raw).status();
+    let made = Command::new("qemu-img").args(["convert", "-U", "-f", driver, "-O", "raw"]).arg(path).arg(&raw).status();
     assert!(made.expect("qemu-img runs").success());
     let bytes = fs::read(&raw).expect("read");
     fs::remove_file(raw).expect("removed");

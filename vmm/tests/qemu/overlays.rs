@@ -3,11 +3,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
-use vmm::{Definition, Disk, DiskError, DiskFormat, JobState, MoveDisk, NewSize, Resize, Vm, VmState};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use vmm::{Definition, Disk, DiskError, DiskFormat, Job, JobState, MoveDisk, NewSize, Resize, Vm, VmState};
 
 use crate::checkpoints::{create, disk, done, ends};
-use crate::kit::{TestHost, console_guest, firmware};
+use crate::kit::{PATIENCE, TestHost, console_guest, firmware, reaches, shell, signal, soon, types};
+use crate::moves::{Scribe, moving, plain};
 use crate::snapshots::Guest;
 
 const SIZE: &str = "8M";
@@ -20,7 +24,7 @@ async fn a_guest_goes_back_whatever_its_disks_are() {
     let bases = [("a.raw", DiskFormat::Raw), ("b.vhdx", DiskFormat::Vhdx), ("c.vhd", DiskFormat::Vhd)];
     let disks = bases.map(|(name, format)| image(host.folder(), name, format)).to_vec();
     let vm = host.host().create(Definition { disks, ..console_guest("bases") }).await.expect("created");
-    let files: Vec<PathBuf> = paths(&vm);
+    let (files, first_disks): (Vec<PathBuf>, _) = (paths(&vm), vm.definition().disks.clone());
     vm.start().await.expect("starts");
     let mut guest = Guest::at(&vm).await;
     guest.run("until [ -b /dev/vdc ]; do :; done").await;
@@ -71,27 +75,175 @@ async fn a_guest_goes_back_whatever_its_disks_are() {
     assert_eq!(guest.tell(READ).await, "newnewnew");
     assert_eq!(contents(&files), before, "nothing was written to what the overlays stand on");
 
-    // Moved, a disk has all its content, and what it stood on is free.
+    // With the last checkpoint the overlays go, and each disk is one file again.
     let disks = host.host().disks();
     let target = host.folder().join("moved.raw");
-    let movement = || MoveDisk {
+    let movement = |leave_snapshots| MoveDisk {
         target: target.display().to_string(),
         format: None,
         rate: None,
         verify: false,
         delete_source: true,
-        leave_snapshots: false,
+        leave_snapshots,
     };
-    let refused = disks.move_disk(&vm, "disk1", movement()).await.expect_err("checkpoints would stay behind");
+    let refused = disks.move_disk(&vm, "disk1", movement(false)).await.expect_err("checkpoints would stay behind");
     assert!(refused.to_string().contains("holds 2 snapshots, which would stay behind"), "{refused}");
-    for name in ["first", "second"] {
-        done(&host, checkpoints.delete(name).await.expect("begun")).await;
-    }
-    done(&host, disks.move_disk(&vm, "disk1", movement()).await.expect("begun")).await;
+    let overlays = paths(&vm);
+    let job = ends(&host, checkpoints.delete("first").await.expect("begun")).await;
+    assert_eq!((job.result, paths(&vm)), (Some(json!({ "checkpoint": "first" })), overlays.clone()));
+    let job = ends(&host, checkpoints.delete("second").await.expect("begun")).await;
+    assert_eq!(merged(&job), named(&[0, 1, 2], &files), "{job:?}");
+    assert_eq!((vm.definition().disks.clone(), vm.status().state), (first_disks, VmState::Running));
+    assert!(overlays.iter().all(|overlay| !overlay.exists()));
     assert_eq!(guest.tell(READ).await, "newnewnew");
-    assert!(fs::read(&target).expect("there").starts_with(b"new"));
-    assert_eq!(disks.info(&files[1], None).await.expect("described").users, [], "nobody has it open");
-    disks.delete(&files[1]).await.expect("nothing stands on it");
+    guest.run(&write("end")).await;
+    assert!(fs::read(&files[0]).expect("there").starts_with(b"end"), "it writes to the file itself");
+
+    // All of it once more, with what QEMU has open by then; moved, a disk has all its content, and what it stood on is free.
+    done(&host, create(&checkpoints, "third", "").await).await;
+    guest.run(&write("top")).await;
+    let overlay = paths(&vm)[1].clone();
+    assert!(matches!(disks.delete(&files[1]).await, Err(DiskError::Needed { .. })));
+    let moved = MoveDisk { delete_source: false, ..movement(true) };
+    done(&host, disks.move_disk(&vm, "disk1", moved).await.expect("begun")).await;
+    assert_eq!(guest.tell(READ).await, "toptoptop");
+    assert!(fs::read(&target).expect("there").starts_with(b"top"));
+    for free in [&overlay, &files[1]] {
+        assert_eq!(disks.info(free, None).await.expect("described").users, [], "nobody has it open");
+        disks.delete(free).await.expect("nothing stands on it");
+    }
+    let job = ends(&host, checkpoints.delete("third").await.expect("begun")).await;
+    assert_eq!(merged(&job), named(&[0, 2], &files), "{job:?}");
+    assert_eq!(guest.tell(READ).await, "toptoptop");
+    vm.power_off().await.expect("switches off");
+    for (file, driver) in [(&files[0], "raw"), (&target, "raw"), (&files[2], "vpc")] {
+        let read = host.folder().join("read");
+        let made = Command::new("qemu-img").args(["convert", "-f", driver, "-O", "raw"]).arg(file).arg(&read).status();
+        assert!(made.expect("qemu-img runs").success() && fs::read(&read).expect("there").starts_with(b"top"));
+    }
+}
+
+/// Overlays that are in the way of an accident take so much.
+const BULK: &str = "write -P 7 16M 32M";
+
+#[test]
+fn a_merge_that_is_cut_off_leaves_one_complete_disk() {
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
+    let mut life = runtime();
+    let mut host = life.block_on(TestHost::new());
+    let mut scribe = Scribe::new(&host);
+    let log = host.folder().join("log.vhdx");
+    let raw = scribe.disks[2].source.path().expect("a file");
+    let made = Command::new("qemu-img").args(["convert", "-f", "raw", "-O", "vhdx"]).arg(raw).arg(&log).status();
+    assert!(made.expect("qemu-img runs").success());
+    scribe.disks[2] = disk(&log, DiskFormat::Vhdx);
+    let vm = life.block_on(host.host().create(scribe.definition())).expect("created");
+    let disks = vm.definition().disks.clone();
+    drop(vm);
+    for (round, gateway) in [(0, false), (1, true), (2, false), (3, true)] {
+        let cut = life.block_on(async {
+            let vm = host.vm("scribe");
+            done(&host, create(&host.host().checkpoints(&vm), "only", "").await).await;
+            qemu_io("qcow2", BULK, moving(&vm).source.path().expect("a file"));
+            vm.start().await.expect("starts");
+            writes(&vm).await;
+            let job = host.host().checkpoints(&vm).delete("only").await.expect("begun");
+            // Of three disks the last has the most.
+            let jobs = host.host().jobs();
+            let mut now = jobs.get(job.id).expect("remembered");
+            let (step, percent) = [("merging", 20.0), ("merging", 60.0), ("switching", 0.0), ("merging", 1.0)][round];
+            let at = |now: &Job| now.step.as_deref() == Some(step) && now.progress.percent >= percent;
+            soon("the moment of the accident", async {
+                while !now.state.is_final() && !at(&now) {
+                    now = jobs.wait(job.id, now.revision, Duration::from_secs(1)).await.expect("remembered");
+                }
+            })
+            .await;
+            if !gateway {
+                signal(vm.status().pid.expect("a process"), Signal::KILL);
+                reaches(&vm, VmState::Failed).await;
+            }
+            job
+        });
+        if gateway {
+            // Nothing of this gateway does anything more.
+            life.shutdown_timeout(PATIENCE);
+            life = runtime();
+        }
+        life.block_on(async {
+            if gateway {
+                host.reopen().await;
+            }
+            let vm = host.vm("scribe");
+            let job = ends(&host, cut).await;
+            assert_eq!(host.host().checkpoints(&vm).list().await.expect("listed").checkpoints, []);
+            if gateway {
+                assert_eq!((job.state, moving(&vm)), (JobState::Done, disks[2].clone()), "{job:?}");
+                reaches(&vm, VmState::Running).await;
+                let number = last_record(&vm);
+                soon("the guest to write on", async {
+                    while last_record(&vm) <= number {
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                })
+                .await;
+                vm.power_off().await.expect("off");
+            }
+            // Whichever file the definition names has everything.
+            let whole = plain(&moving(&vm));
+            assert!(whole[16 << 20..].iter().all(|byte| *byte == 7), "{job:?}: {}", moving(&vm).source);
+            // An overlay that was left goes with the next checkpoint.
+            done(&host, create(&host.host().checkpoints(&vm), "next", "").await).await;
+            done(&host, host.host().checkpoints(&vm).delete("next").await.expect("begun")).await;
+            assert_eq!(vm.definition().disks, disks);
+            scribe.check(&vm);
+        });
+    }
+    let left = fs::read_dir(host.folder()).expect("there").flatten();
+    assert!(left.into_iter().all(|entry| !entry.file_name().to_string_lossy().contains(".checkpoints")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overlay_goes_only_when_nothing_else_needs_the_file_below() {
+    let host = TestHost::new().await;
+    let disks = [
+        ("a.raw", DiskFormat::Raw),
+        ("b.vhdx", DiskFormat::Vhdx),
+        ("c.vhd", DiskFormat::Vhd),
+        ("d.raw", DiskFormat::Raw),
+    ];
+    let disks = disks.map(|(name, format)| image(host.folder(), name, format)).to_vec();
+    let vm = host.host().create(Definition { disks, ..firmware("merge") }).await.expect("created");
+    let (files, first_disks) = (paths(&vm), vm.definition().disks.clone());
+    let checkpoints = host.host().checkpoints(&vm);
+    done(&host, create(&checkpoints, "a", "").await).await;
+    let overlays = paths(&vm);
+    for overlay in &overlays {
+        qemu_io("qcow2", "write -P 5 1M 1M", overlay);
+    }
+    // Somebody else's.
+    let other = host.folder().join("other.qcow2");
+    let backing = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b"];
+    let made = Command::new("qemu-img").args(backing).args([&files[3], &other]).status();
+    assert!(made.expect("qemu-img runs").success());
+    let job = ends(&host, checkpoints.delete("a").await.expect("begun")).await;
+    assert_eq!(merged(&job), named(&[0, 1, 2], &files), "{job:?}");
+    let kept = &job.result.as_ref().expect("told")["kept"];
+    assert!(kept[0]["disk"] == "disk3" && kept[0]["reason"].as_str().expect("why").contains("other.qcow2"), "{job:?}");
+    assert_eq!(paths(&vm), [&files[..3], &overlays[3..]].concat());
+    for (file, driver) in files.iter().zip(["raw", "vhdx", "vpc"]) {
+        qemu_io(driver, "read -P 5 1M 1M", file);
+    }
+    qemu_io("raw", "read -P 0 1M 1M", &files[3]);
+    let left: Vec<bool> = overlays.iter().map(|overlay| overlay.exists()).collect();
+    assert_eq!(left, [false, false, false, true]);
+    // It is done later.
+    fs::remove_file(&other).expect("there");
+    done(&host, create(&checkpoints, "b", "").await).await;
+    done(&host, checkpoints.delete("b").await.expect("begun")).await;
+    assert_eq!(vm.definition().disks, first_disks);
+    qemu_io("raw", "read -P 5 1M 1M", &files[3]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -167,6 +319,39 @@ fn image(folder: &Path, name: &str, format: DiskFormat) -> Disk {
     let made = Command::new("qemu-img").args(["create", "-q", "-f", driver]).args(force).arg(&path).arg(SIZE).status();
     assert!(made.expect("qemu-img runs").success());
     disk(&path, format)
+}
+
+/// Has a guest keep its log, wherever its disks are.
+async fn writes(vm: &Vm) {
+    shell(&vm.console()).await;
+    let before = last_record(vm);
+    soon("a record", async {
+        while last_record(vm) <= before {
+            // On a busy machine a key may get lost; a second writer writes the same.
+            types(&vm.console(), "\nuntil [ -b /dev/vda ]; do :; done; sh /dev/vda &\n").await;
+            tokio::time::sleep(Duration::from_secs(3)).await;
+        }
+    })
+    .await;
+}
+
+/// The number of the last record that a guest was told is on the disk.
+fn last_record(vm: &Vm) -> u64 {
+    let bytes = plain(&vm.definition().disks[1]);
+    String::from_utf8_lossy(&bytes[..8]).trim_matches(['\0', ' ']).parse().unwrap_or(0)
+}
+
+/// The disks that a job made one file again, and the file.
+fn merged(job: &Job) -> Vec<(String, String)> {
+    let merged = job.result.as_ref().expect("told")["merged"].as_array().expect("some");
+    let text = |value: &Value| value.as_str().expect("told").to_owned();
+    let entry = |entry: &Value| (text(&entry["disk"]), text(&entry["file"]));
+    merged.iter().map(entry).collect()
+}
+
+/// The same for so many disks and all files.
+fn named(disks: &[usize], files: &[PathBuf]) -> Vec<(String, String)> {
+    disks.iter().map(|disk| (format!("disk{disk}"), files[*disk].display().to_string())).collect()
 }
 
 /// Has a guest write the word to the beginning of each of its disks.

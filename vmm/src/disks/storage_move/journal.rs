@@ -12,8 +12,10 @@ use super::decision::Phase;
 use crate::definition::{DiskFormat, DiskSource, replace_file, sync_folder};
 use crate::jobs::{FileStamp, JobId};
 
-/// What is written; a greater number is a later program's.
-const VERSION: u32 = 1;
+/// What is read; a greater number is a later program's.
+const VERSION: u32 = 2;
+/// What a move is written as, which the first program knew.
+const MOVES: u32 = 1;
 /// Largest file that is read.
 const MAX_FILE: u64 = 256 * 1024;
 /// Most files that are looked at.
@@ -37,6 +39,9 @@ pub(crate) struct Entry {
     pub(crate) target: Location,
     /// The file that was made for it; none for a device or a server, or as long as it is not made.
     pub(crate) made: Option<FileStamp>,
+    /// Whether the target is the file that the source stands on, which stays whatever becomes of the merge.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) merge: bool,
     /// Whether the source goes when it is released.
     pub(crate) delete_source: bool,
     /// Whether the checksum of the disk is asked for.
@@ -122,18 +127,24 @@ impl Journal {
 impl Entry {
     pub(super) fn new(job: JobId, vm: Uuid, disk: &str, source: Location, target: Location) -> Self {
         Self {
-            version: VERSION,
+            version: MOVES,
             job,
             vm,
             disk: disk.into(),
             source,
             target,
             made: None,
+            merge: false,
             delete_source: false,
             checksum: false,
             engine: None,
             phase: Phase::Copying,
         }
+    }
+
+    /// The same as the merge of an overlay into the file below.
+    pub(super) fn into_merge(self) -> Self {
+        Self { version: VERSION, merge: true, delete_source: true, ..self }
     }
 }
 
@@ -194,7 +205,7 @@ mod tests {
         let text = fs::read_to_string(folder.join("4.json")).expect("there");
         fs::write(folder.join("5.json"), &text).expect("written");
         fs::write(folder.join("6.json"), "{").expect("written");
-        fs::write(folder.join("7.json"), text.replace("\"version\": 1", "\"version\": 2")).expect("written");
+        fs::write(folder.join("7.json"), text.replace("\"version\": 1", "\"version\": 3")).expect("written");
         let mut found = journal.read().expect("read");
         found.entries.sort_by_key(|entry| entry.job);
         assert_eq!(found.entries, [copying, entry(4)]);
@@ -202,10 +213,13 @@ mod tests {
         let mut reasons: Vec<_> = found.refused.into_iter().map(|(_, reason)| reason).collect();
         reasons.sort();
         assert!(reasons[0].starts_with("EOF"), "{reasons:?}");
-        assert_eq!(reasons[1..], ["it is of job 4", "it was written by a later version of Fanlight (2)"]);
+        assert_eq!(reasons[1..], ["it is of job 4", "it was written by a later version of Fanlight (3)"]);
         journal.remove(JobId(3)).expect("removed");
         journal.remove(JobId(3)).expect("it is gone already");
         assert_eq!(journal.read().expect("read").entries, [entry(4)]);
+        let merge = entry(4).into_merge();
+        journal.write(&merge).expect("written");
+        assert_eq!(journal.read().expect("read").entries, [merge]);
         fs::remove_dir_all(&folder).expect("removed");
     }
 }

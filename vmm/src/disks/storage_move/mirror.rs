@@ -73,6 +73,18 @@ impl Mirror {
         qmp.execute_within(MOMENT, "blockdev-mirror", arguments).await.map(drop)
     }
 
+    /// Begins to copy what an overlay has into the file below, which QEMU has open already.
+    pub(super) async fn start_commit(&self, qmp: &Qmp) -> Result<(), QmpError> {
+        let arguments = json!({
+            "job-id": self.job,
+            "device": self.source,
+            "base-node": self.target,
+            "on-error": "report",
+            "auto-dismiss": false,
+        });
+        qmp.execute_within(MOMENT, "block-commit", arguments).await.map(drop)
+    }
+
     pub(super) async fn state(&self, qmp: &Qmp) -> Result<State, QmpError> {
         let jobs = qmp.execute("query-jobs", json!({})).await?;
         let job = jobs.as_array().and_then(|jobs| jobs.iter().find(|job| job["id"] == self.job.as_str()));
@@ -110,12 +122,17 @@ impl Mirror {
 
     /// Ends the copy where it is, if it still goes on, and closes the target.
     pub(super) async fn cancel(&self, qmp: &Qmp) -> Result<(), QmpError> {
+        self.cancel_commit(qmp).await?;
+        self.forget_written(qmp).await?;
+        close(qmp, &self.target).await
+    }
+
+    /// The same where the target is what the source stands on.
+    pub(super) async fn cancel_commit(&self, qmp: &Qmp) -> Result<(), QmpError> {
         if !matches!(self.state(qmp).await?, State::Gone | State::Ended { .. }) {
             qmp.execute("block-job-cancel", json!({ "device": self.job, "force": true })).await?;
         }
-        self.end(qmp).await?;
-        self.forget_written(qmp).await?;
-        close(qmp, &self.target).await
+        self.end(qmp).await.map(drop)
     }
 
     /// Closes the source, which nothing uses any more.
@@ -124,6 +141,12 @@ impl Mirror {
         self.forget_written(qmp).await?;
         close(qmp, &self.source).await?;
         self.release_below(qmp).await
+    }
+
+    /// The same where the target is what the source stood on.
+    pub(super) async fn release_commit(&self, qmp: &Qmp) -> Result<(), QmpError> {
+        self.end(qmp).await?;
+        close(qmp, &self.source).await
     }
 
     /// Closes what the source stood on, where that has a node of its own: it was the disk once.

@@ -11,6 +11,7 @@
 //! * `moving`: a move from its beginning, or from where an earlier gateway left it, to its end,
 //! * `switch`: its last steps, in the hands of the VM's driver,
 //! * `off`: the copy of a disk whose VM is off,
+//! * `merge`: the same with an overlay that no checkpoint needs any more, into the file below it,
 //! * `mirror`: what QEMU is asked,
 //! * `daemon`, `nbd`, `compare`, `ranges`: reading both places and comparing them.
 
@@ -18,6 +19,7 @@ mod compare;
 mod daemon;
 mod decision;
 mod journal;
+mod merge;
 mod mirror;
 mod moving;
 mod nbd;
@@ -29,13 +31,15 @@ mod switch;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{DiskError, Disks};
 use crate::definition::DiskFormat;
-use crate::jobs::{Job, JobId, JobKind, JobState, NewJob};
+use crate::jobs::{Job, JobHandle, JobId, JobKind, JobState, NewJob, Unfinished};
 use crate::vm::Vm;
 
 pub(crate) use journal::Journal;
+pub(crate) use merge::Merges;
 use moving::Move;
 
 /// How long a job is waited for at a time.
@@ -161,18 +165,22 @@ impl Disks {
         }
     }
 
+    async fn go_on(self, moving: Move, vm: Vm, job: JobHandle) -> Result<Option<Value>, Unfinished> {
+        if moving.is_merge() { self.go_on_merging(moving, &vm, &job).await } else { moving.settle(&job, None).await }
+    }
+
     /// Goes on with a move as the job that it was, or as another if that is not known any more.
     async fn continue_move(&self, id: JobId, target: String, vm: &Vm, moving: Move) {
         let jobs = self.host.jobs();
         if jobs.is_orphan(id) {
             jobs.end_programs(id).await;
             // It is an orphan: nobody else adopts it.
-            let _ = jobs.adopt(id, |job| moving.go_on(job));
+            let _ = jobs.adopt(id, |job| self.clone().go_on(moving, vm.clone(), job));
             self.forget_when_over(id, id);
             return;
         }
         let new = NewJob { kind: JobKind::DiskMove, target, vm: Some(vm.name().to_owned()) };
-        match jobs.spawn(new, |job| moving.go_on(job)).await {
+        match jobs.spawn(new, |job| self.clone().go_on(moving, vm.clone(), job)).await {
             Ok(job) => self.forget_when_over(job.id, id),
             Err(error) => tracing::warn!(%error, "a move that did not end has no job"),
         }

@@ -13,8 +13,9 @@ use tokio::time::sleep;
 
 use super::compare::{self, SOURCE, TARGET};
 use super::daemon::Daemon;
-use super::decision::{Decision, Engine, Phase, Place, SETTLE, SWITCH, decide};
+use super::decision::{Decision, Engine, MERGE, Phase, Place, SETTLE, SWITCH, Step, decide};
 use super::journal::{EngineStamp, Entry, Journal, Location};
+use super::merge::Merge;
 use super::mirror::{Mirror, State, Stopped, attached};
 use super::plan::Plan;
 use super::ranges::Ranges;
@@ -88,6 +89,27 @@ impl Move {
         }
     }
 
+    /// The merge of an overlay into the file that it stands on.
+    pub(super) fn merge(disks: Disks, vm: Vm, plan: Merge, job: JobId) -> Self {
+        let location = |disk: &Disk| Location::new(&disk.source, disk.format);
+        let entry = Entry::new(job, vm.uuid(), &plan.overlay.id, location(&plan.overlay), location(&plan.below));
+        Self {
+            journal: Journal::new(disks.host.moves().to_path_buf()),
+            disks,
+            vm,
+            entry: Entry { engine: stamp(&plan.monitor), ..entry.into_merge() },
+            hold: plan.hold,
+            source: plan.overlay,
+            target: plan.below,
+            size: plan.size,
+            rate: None,
+            daemon: None,
+            taken_over: false,
+            report: Arc::default(),
+            problem: None,
+        }
+    }
+
     /// Takes over a move that an earlier gateway left.
     pub(super) async fn take_over(disks: Disks, vm: Vm, journal: Journal, entry: Entry) -> Result<Self, String> {
         let disk = vm.definition().disk(&entry.disk).cloned().ok_or("the VM has no such disk any more")?;
@@ -123,9 +145,8 @@ impl Move {
         self.settle(&job, begun.err()).await
     }
 
-    /// Does what is left of it.
-    pub(super) async fn go_on(self, job: JobHandle) -> Result<Option<Value>, Unfinished> {
-        self.settle(&job, None).await
+    pub(super) fn is_merge(&self) -> bool {
+        self.entry.merge
     }
 
     /// Makes the target, and has QEMU begin to copy if there is one.
@@ -160,7 +181,11 @@ impl Move {
     }
 
     /// Looks and decides until there is one place; `reason` is why the copy is to be given up.
-    async fn settle(mut self, job: &JobHandle, mut reason: Option<Unfinished>) -> Result<Option<Value>, Unfinished> {
+    pub(super) async fn settle(
+        mut self,
+        job: &JobHandle,
+        mut reason: Option<Unfinished>,
+    ) -> Result<Option<Value>, Unfinished> {
         loop {
             let engine = self.engine().await;
             match decide(self.defined(), engine) {
@@ -263,6 +288,9 @@ impl Move {
                 return Err(failed(problem.unwrap_or_else(|| "QEMU gave the copy up".into())));
             }
         }
+        if self.entry.merge {
+            return self.switch(self.stage(mirror, None, None), &MERGE, job).await;
+        }
         let rest = tokio::select! {
             rest = self.compare(&qmp, &mirror, job) => rest,
             () = job.stopped() => return Err(stopped(job)),
@@ -273,12 +301,16 @@ impl Move {
             Err(error) if matches!(self.engine().await, Engine::On { mirrors: true, .. }) => return Err(failed(error)),
             Err(_) => return Ok(()),
         };
+        self.switch(self.stage(mirror, Some(rest), None), &SWITCH, job).await
+    }
+
+    /// Has the driver do the last steps.
+    async fn switch(&mut self, stage: Stage, steps: &'static [Step], job: &JobHandle) -> Result<(), Unfinished> {
         job.step("switching");
         if job.seal().is_err() {
             return Err(stopped(job));
         }
-        let stage = self.stage(mirror, Some(rest), None);
-        match self.vm.switch_disk(stage.into_switch(&SWITCH)).await {
+        match self.vm.switch_disk(stage.into_switch(steps)).await {
             Ok(()) => {
                 self.entry.phase = Phase::Switched { resume: false };
                 Ok(())
@@ -370,6 +402,7 @@ impl Move {
 
     async fn give_up_copy(&self) -> Result<(), QmpError> {
         match (self.mirror(), self.vm.monitor().await) {
+            (Some(mirror), Monitor::On(qmp, _)) if self.entry.merge => mirror.cancel_commit(&qmp).await,
             (Some(mirror), Monitor::On(qmp, _)) => mirror.cancel(&qmp).await,
             _ => Err(QmpError::Closed),
         }
@@ -399,7 +432,8 @@ impl Move {
     async fn remove_target(&mut self) -> io::Result<()> {
         // It has the target open; it and a QEMU that was killed are gone in a moment.
         self.daemon = None;
-        let Some(path) = self.target.source.path().filter(|path| !is_block_device(path)) else { return Ok(()) };
+        let is_ours = |path: &&Path| !self.entry.merge && !is_block_device(path);
+        let Some(path) = self.target.source.path().filter(is_ours) else { return Ok(()) };
         let Some(made) = &self.entry.made else {
             // The name was kept, and that gateway ended before it could say so.
             return if self.taken_over && is_empty_file(path) { fs::remove_file(path) } else { Ok(()) };
@@ -430,7 +464,9 @@ impl Move {
                 self.let_go_on(resume).await.map_err(|_| "the guest cannot go on".to_owned())?;
             }
             let Monitor::On(qmp, _) = self.vm.monitor().await else { return Err("QEMU does not answer".into()) };
-            mirror.release(&qmp).await.map_err(|error| error.to_string())?;
+            let released =
+                if self.entry.merge { mirror.release_commit(&qmp).await } else { mirror.release(&qmp).await };
+            released.map_err(|error| error.to_string())?;
         }
         let sha256 = if self.entry.checksum { self.checksum(job).await } else { None };
         self.daemon = None;
@@ -497,7 +533,7 @@ impl Move {
         }
     }
 
-    fn mirror(&self) -> Option<Mirror> {
+    pub(super) fn mirror(&self) -> Option<Mirror> {
         let engine = self.entry.engine.as_ref()?;
         Some(Mirror {
             job: format!("fanlight-move-{}", self.entry.job),
@@ -555,7 +591,7 @@ fn in_words(reason: &Unfinished) -> &str {
 }
 
 /// Why a job stops: somebody cancelled it, or the gateway ends and the next one goes on with it.
-fn stopped(job: &JobHandle) -> Unfinished {
+pub(super) fn stopped(job: &JobHandle) -> Unfinished {
     if job.is_cancelled() { Unfinished::Stopped } else { Unfinished::Left }
 }
 

@@ -25,7 +25,7 @@ pub(super) struct Stage {
     pub(super) mirror: Mirror,
     pub(super) source: Disk,
     pub(super) target: Disk,
-    /// What is left to be compared, and how; none when QEMU has gone over already.
+    /// What is left to be compared, and how; none when nothing is.
     pub(super) rest: Option<Rest>,
     /// Whether the guest ran before, if that is known from the journal.
     pub(super) resume: Option<bool>,
@@ -58,7 +58,7 @@ impl Stage {
     async fn perform(mut self, qmp: Arc<Qmp>, running: bool, steps: &'static [Step]) -> Result<(), String> {
         let resume = self.resume.unwrap_or(running);
         let mut stopped = None;
-        let mut over = self.rest.is_none();
+        let mut over = !steps.contains(&Step::Complete);
         for step in steps {
             let done = self.step(*step, &qmp, resume).await;
             match (step, done) {

@@ -11,6 +11,7 @@ mod drives;
 mod failure;
 mod plug;
 
-pub(super) use drives::{Correction, Drives, can_be_plugged};
+pub(crate) use drives::Drives;
+pub(super) use drives::{Correction, can_be_plugged};
 pub(super) use failure::{Comeback, DiskFailure, Found, Step, look_at};
 pub(super) use plug::Plug;

@@ -4,7 +4,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{Driver, Trouble, VmState};
-use crate::engine::{Event, parse_node_name};
+use crate::engine::{Event, parse_device_name, parse_node_name};
 use crate::lifecycle::disks::{Comeback, DiskFailure, Found, Step, look_at};
 use crate::lifecycle::machine::{Machine, RunState};
 
@@ -60,7 +60,9 @@ impl Driver {
     pub(super) fn note_disk_failure(&mut self, event: &Event) {
         let text = |key: &str| event.data[key].as_str().unwrap_or("?");
         let node = text("node-name");
-        let disk = parse_node_name(node).map_or(node, |(disk, _)| disk);
+        let device = || event.data["qom-path"].as_str().map(parse_device_name);
+        // The file that an overlay went into has a node without a name of ours.
+        let disk = parse_node_name(node).map(|(disk, _)| disk).or_else(device).unwrap_or(node);
         let reason = format!("a {} failed: {}", text("operation"), text("reason"));
         let no_room = event.data["nospace"] == true;
         self.failures.last = Some(DiskFailure { disk: disk.into(), reason, no_room });
