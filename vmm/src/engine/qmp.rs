@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio::sync::{Mutex as AsyncMutex, mpsc, oneshot};
+use tokio::sync::{Mutex as AsyncMutex, MutexGuard as AsyncMutexGuard, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 /// Longest line QEMU may send.
@@ -57,6 +57,8 @@ pub(crate) struct Qmp {
     writer: AsyncMutex<u64>,
     deadline: Duration,
     reader: JoinHandle<()>,
+    /// Held by whoever has QEMU's NBD server, of which there is one.
+    nbd_server: AsyncMutex<()>,
 }
 
 #[derive(Debug)]
@@ -83,7 +85,7 @@ impl Qmp {
             missed_events: AtomicBool::new(false),
         });
         let reader = tokio::spawn(read(shared.clone(), events));
-        let qmp = Self { shared, writer: AsyncMutex::new(0), deadline, reader };
+        let qmp = Self { shared, writer: AsyncMutex::new(0), deadline, reader, nbd_server: AsyncMutex::new(()) };
         // QEMU takes commands before its greeting is read, so there is no need to wait for that.
         qmp.execute("qmp_capabilities", json!({})).await?;
         Ok((qmp, receiver))
@@ -112,6 +114,11 @@ impl Qmp {
         fd: BorrowedFd<'_>,
     ) -> Result<Value, QmpError> {
         self.transact(command, arguments, Some(fd), self.deadline).await
+    }
+
+    /// Waits until nobody else has QEMU's NBD server.
+    pub(crate) async fn nbd_server(&self) -> AsyncMutexGuard<'_, ()> {
+        self.nbd_server.lock().await
     }
 
     /// Whether events were dropped since this was asked last.

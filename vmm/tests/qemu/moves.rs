@@ -3,7 +3,7 @@
 //! The guest keeps a log: it writes a record to the disk that moves, has it reach the disk (fsync), and only then its number
 //! to another disk. So after any accident the disk must hold every record up to that number.
 //!
-//! `FANLIGHT_MOVE_ROUNDS` is the number of accidents of each kind; a few without it.
+//! With `FANLIGHT_TEST_LONG=1` there are 50 accidents of each kind, else a few.
 
 use std::fs;
 use std::io::Write as _;
@@ -180,7 +180,8 @@ pub(crate) async fn moved(host: &TestHost, job: &Job) -> Moved {
 
 /// How many accidents of each kind.
 fn rounds(usual: u64) -> u64 {
-    std::env::var("FANLIGHT_MOVE_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(usual)
+    let may_take_long = std::env::var_os("FANLIGHT_TEST_LONG").is_some_and(|value| !value.is_empty() && value != "0");
+    if may_take_long { 50 } else { usual }
 }
 
 /// When an accident happens in a round: the step of the move, and how far that is.
@@ -236,6 +237,42 @@ async fn a_disk_goes_through_all_formats_while_its_guest_writes() {
         }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_disks_of_a_vm_move_at_the_same_time() {
+    let host = TestHost::new().await;
+    let scribe = Scribe::new(&host);
+    let other = host.folder().join("other");
+    noise(&other);
+    let mut definition = scribe.definition();
+    definition.disks.push(Disk::new(other.clone(), DiskFormat::Raw, DiskBus::Virtio));
+    let vm = host.host().create(definition).await.expect("created");
+    let images = host.host().disks();
+    let both = async |first: &str, second: &str| {
+        let (one, two) = (file(&host, first).1, file(&host, second).1);
+        let one = images.move_disk(&vm, "disk2", MoveDisk { verify: true, ..one }).await.expect("begun");
+        let two = images.move_disk(&vm, "disk3", MoveDisk { verify: true, ..two }).await.expect("begun");
+        (moved(&host, &one).await, moved(&host, &two).await)
+    };
+    let is_sum = |moved: &Moved, bytes: &[u8]| moved.sha256 == Some(sha256(bytes, host.folder()));
+    // Off.
+    let (one, two) = both("off-one.qcow2", "off-two.qcow2").await;
+    assert!(is_sum(&one, &plain(&scribe.disks[2])) && is_sum(&two, &fs::read(&other).expect("there")));
+    vm.start().await.expect("starts");
+    scribe.write(&vm).await;
+    // In both orders of their ends.
+    for round in 0..4 {
+        let source = moving(&vm);
+        let (one, two) = both(&format!("{round}-one.qcow2"), &format!("{round}-two.raw")).await;
+        assert!(is_sum(&one, &plain(&source)), "what was at the switch");
+        assert!(is_sum(&two, &fs::read(&other).expect("there")), "the other");
+        assert!(one.compared >= SIZE && two.compared >= SIZE);
+    }
+    let number = scribe.number();
+    soon("the guest to write on", scribe.past(number)).await;
+    vm.power_off().await.expect("off");
+    scribe.check(&vm);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -439,6 +476,9 @@ async fn what_cannot_be_moved_is_refused_before_anything_is_made() {
     let mut disks = vec![Disk::new(a.clone(), DiskFormat::Raw, DiskBus::Virtio)];
     disks.push(Disk::new(snapshots, DiskFormat::Qcow2, DiskBus::Virtio));
     disks.push(Disk::cdrom(DiskSource::Empty, DiskBus::Ide));
+    let huge = host.folder().join("huge.img");
+    fs::File::create(&huge).and_then(|file| file.set_len(8 << 40)).expect("an image");
+    disks.push(Disk::new(huge, DiskFormat::Raw, DiskBus::Virtio));
     let vm = host.host().create(Definition { disks, ..firmware("refused") }).await.expect("created");
     let other = Definition { disks: vec![Disk::new(b.clone(), DiskFormat::Raw, DiskBus::Virtio)], ..firmware("other") };
     host.host().create(other).await.expect("created");
@@ -455,8 +495,10 @@ async fn what_cannot_be_moved_is_refused_before_anything_is_made() {
         ("disk0", to("https://host/x.raw"), "never written to"),
         ("disk0", to(words(&host.folder().join("missing/x.raw"))), "No such file"),
         ("disk0", MoveDisk { format: Some(DiskFormat::Vmdk), ..request.clone() }, "only read"),
-        ("disk1", request.clone(), "holds 1 snapshots"),
+        ("disk1", request.clone(), "holds 1 checkpoint of"),
         ("disk2", request.clone(), "is only read"),
+        // It holds nothing, but its zeros would be written.
+        ("disk3", to(words(&host.folder().join("huge.vhdx"))), "free"),
     ] {
         let error = images.move_disk(&vm, disk, request).await.expect_err(reason).to_string();
         assert!(error.contains(reason), "{error}");

@@ -77,8 +77,8 @@ pub(super) async fn checksum(daemon: &Daemon, seen: impl Fn(u64)) -> io::Result<
 }
 
 impl Look {
-    /// Takes in what both places have in a piece.
-    fn judge(&mut self, piece: &Range<u64>, ours: &[u8], theirs: &[u8]) {
+    /// Takes in what both places have in a piece; what was not read is not the same.
+    pub(super) fn judge(&mut self, piece: &Range<u64>, ours: &[u8], theirs: &[u8]) {
         let mut whole = Ranges::default();
         whole.insert(piece.clone());
         for grain in whole.pieces(GRAIN) {
@@ -94,6 +94,11 @@ impl Look {
             }
         }
     }
+
+    pub(super) fn extend(&mut self, other: Self) {
+        self.differ.extend(&other.differ);
+        self.zeros.extend(&other.zeros);
+    }
 }
 
 /// Most of what is not zero shows so in its first bytes.
@@ -101,7 +106,7 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes.first().is_none_or(|byte| *byte == 0) && bytes.iter().all(|byte| *byte == 0)
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -21,8 +21,6 @@ use crate::jobs::Leftover;
 
 /// One command of its monitor: it opens files, on shares too.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// Where it awaits NBD clients.
-const SOCKET: &str = "move.sock";
 
 /// A storage daemon; it ends with this value.
 #[derive(Debug)]
@@ -30,18 +28,21 @@ pub(super) struct Daemon {
     qmp: Qmp,
     child: Child,
     folder: RuntimeFolder,
+    /// Where it awaits NBD clients: one disk's, as several of a VM may move at a time.
+    socket: String,
 }
 
 impl Daemon {
-    /// Starts it; its socket is in the runtime folder of the VM.
-    pub(super) async fn start(qemu: &Path, folder: RuntimeFolder) -> io::Result<Self> {
+    /// Starts it for a disk, which nobody else has one for; its socket is in the runtime folder of the VM.
+    pub(super) async fn start(qemu: &Path, folder: RuntimeFolder, disk: &str) -> io::Result<Self> {
         let program = beside(qemu);
-        let (monitor, listener) = (StdStream::pair()?, folder.listen(SOCKET)?);
+        let socket = format!("move-{disk}.sock");
+        let (monitor, listener) = (StdStream::pair()?, folder.listen(&socket)?);
         let child = spawn(&program, monitor.1, listener)
             .map_err(|error| io::Error::new(error.kind(), format!("cannot run {}: {error}", program.display())))?;
         monitor.0.set_nonblocking(true)?;
         let (qmp, _) = Qmp::open(UnixStream::from_std(monitor.0)?, DEADLINE).await.map_err(io::Error::other)?;
-        Ok(Self { qmp, child, folder })
+        Ok(Self { qmp, child, folder, socket })
     }
 
     /// What is left of it when nobody is there to end it.
@@ -94,7 +95,7 @@ impl Daemon {
 
     /// A connection to what is shown under a name.
     pub(super) async fn connect(&self, name: &str, context: Option<&str>) -> io::Result<Export> {
-        Export::open(self.folder.connect(SOCKET).await?, name, context).await
+        Export::open(self.folder.connect(&self.socket).await?, name, context).await
     }
 
     /// Ends it in order: what it wrote is on the disks when this returns.
@@ -122,7 +123,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        self.folder.remove(SOCKET);
+        self.folder.remove(&self.socket);
     }
 }
 

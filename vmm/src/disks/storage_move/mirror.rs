@@ -15,7 +15,7 @@ use crate::disks::is_block_device;
 use crate::engine::{Qmp, QmpError, RuntimeFolder, node, parse_node_name, tls_name, tls_object};
 
 /// How often a job is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const LOOK_EVERY: Duration = Duration::from_millis(25);
 /// How soon what must go in a moment is looked for again, and how long that may take.
 const TRY_AGAIN: Duration = Duration::from_millis(5);
 const MOMENT: Duration = Duration::from_secs(60);
@@ -208,6 +208,7 @@ impl Mirror {
     }
 
     async fn forget_written(&self, qmp: &Qmp) -> Result<(), QmpError> {
+        let _server = qmp.nbd_server().await;
         // There is none if nobody looked.
         let _ = qmp.execute("nbd-server-stop", json!({})).await;
         for number in self.bitmaps(qmp).await? {
@@ -241,6 +242,7 @@ impl Mirror {
 
     /// Reads bitmaps that record nothing any more.
     async fn read(&self, qmp: &Qmp, folder: &RuntimeFolder, numbers: &[u32]) -> io::Result<Ranges> {
+        let _server = qmp.nbd_server().await;
         // One that an earlier gateway left listens where nobody hears it.
         let _ = qmp.execute("nbd-server-stop", json!({})).await;
         let listener = folder.listen(SOCKET)?;

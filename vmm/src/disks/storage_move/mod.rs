@@ -9,15 +9,19 @@
 //! * `decision`: the order of the steps, and what is to be done after a crash; pure,
 //! * `journal`: how far a move is, on disk,
 //! * `moving`: a move from its beginning, or from where an earlier gateway left it, to its end,
+//! * `comparing`: what it compares while the guest writes on, again and again until little is left,
 //! * `switch`: its last steps, in the hands of the VM's driver,
 //! * `off`: the copy of a disk whose VM is off,
 //! * `merge`: the same with an overlay that no checkpoint needs any more, into the file below it,
 //! * `mirror`: what QEMU is asked,
-//! * `daemon`, `nbd`, `compare`, `ranges`: reading both places and comparing them.
+//! * `daemon`, `nbd`, `compare`, `ranges`: reading both places and comparing them,
+//! * `direct`: the same in their files, where both are files of this machine.
 
 mod compare;
+mod comparing;
 mod daemon;
 mod decision;
+mod direct;
 mod journal;
 mod merge;
 mod mirror;

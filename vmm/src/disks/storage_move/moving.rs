@@ -11,37 +11,27 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::sleep;
 
-use super::compare::{self, SOURCE, TARGET};
+use super::compare::{self, SOURCE};
 use super::daemon::Daemon;
 use super::decision::{Decision, Engine, MERGE, Phase, Place, SETTLE, SWITCH, Step, decide};
 use super::journal::{EngineStamp, Entry, Journal, Location};
 use super::merge::Merge;
 use super::mirror::{Mirror, State, Stopped, attached};
 use super::plan::Plan;
-use super::ranges::Ranges;
 use super::switch::{Report, Rest, Stage, define};
 use super::{MoveDisk, Moved};
 use crate::definition::Disk;
 use crate::disks::users::users_of;
 use crate::disks::{Disks, is_block_device};
-use crate::engine::{ProcessStamp, Qmp, QmpError, RuntimeFolder, node_name, parse_node_name};
+use crate::engine::{ProcessStamp, Qmp, QmpError, node_name, parse_node_name};
 use crate::jobs::{JobHandle, JobId, Unfinished};
 use crate::lifecycle::{Hold, HoldKind, Monitor, VmState};
 use crate::vm::Vm;
 
 /// How soon it is looked again when nothing could be done.
-const LOOK_AGAIN: Duration = Duration::from_millis(300);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(300);
 /// How often it is looked whether nobody has a file open any more.
 const MOST_LOOKS: u32 = 50;
-/// So much is compared while the guest stands still without trying to make it less.
-const LITTLE: u64 = 8 << 20;
-/// So much is compared then at most.
-const MOST: u64 = 1 << 30;
-/// How often what changes meanwhile is compared again.
-const PASSES: u32 = 8;
-/// How often a node is opened that another writes to: its tables may be torn at that moment.
-const OPENINGS: u32 = 5;
-
 /// A move.
 #[derive(Debug)]
 pub(super) struct Move {
@@ -57,7 +47,7 @@ pub(super) struct Move {
     /// What shows both places.
     pub(super) daemon: Option<Arc<Daemon>>,
     /// Whether an earlier gateway began it: what the guest has written since then is not known.
-    taken_over: bool,
+    pub(super) taken_over: bool,
     pub(super) report: Arc<Mutex<Report>>,
     /// What QEMU said of a copy that ended by itself.
     problem: Option<String>,
@@ -323,68 +313,6 @@ impl Move {
         }
     }
 
-    /// Compares both places while the guest writes on, until little is left that must be compared again.
-    async fn compare(&mut self, qmp: &Arc<Qmp>, mirror: &Mirror, job: &JobHandle) -> io::Result<Rest> {
-        let daemon = match &self.daemon {
-            Some(daemon) => daemon.clone(),
-            None => Arc::new(self.disks.start_daemon(&self.vm).await.map_err(io::Error::other)?),
-        };
-        self.daemon = Some(daemon.clone());
-        self.leave_daemon(job).await.map_err(|_| io::Error::other("the job cannot be noted"))?;
-        let folder = Arc::new(RuntimeFolder::open(&self.disks.host.runtime_of(self.vm.uuid()))?);
-        job.step("comparing");
-        let mut written = mirror.take_written(qmp, &folder).await?;
-        self.show(&daemon).await?;
-        let size = daemon.connect(SOURCE, None).await?.size();
-        if self.taken_over {
-            written = Ranges::whole(size);
-        }
-        let mut left = compare::data(&daemon).await?;
-        left.extend(&written);
-        left = left.intersection(&Ranges::whole(size));
-        for _ in 0..PASSES {
-            let (total, done) = (left.length(), Mutex::new(0));
-            let look = compare::look(&daemon, &left, |bytes| {
-                let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-                *done += bytes;
-                job.advance(*done, total);
-            });
-            let look = look.await?;
-            self.report.lock().unwrap_or_else(PoisonError::into_inner).compared += total;
-            let since = mirror.take_written(qmp, &folder).await?;
-            // What reads as zeros may be what QEMU has not told its file yet.
-            let mut again = look.zeros.intersection(&written);
-            again.extend(&look.differ);
-            again.extend(&since);
-            written.extend(&since);
-            let is_less = again.length() < total / 2;
-            left = again;
-            if left.length() <= LITTLE || !is_less {
-                break;
-            }
-            mirror.flush_target(qmp).await.map_err(io::Error::other)?;
-            self.show(&daemon).await?;
-        }
-        if left.length() > MOST {
-            return Err(io::Error::other("the guest writes more than can be compared; try again when it writes less"));
-        }
-        Ok(Rest { ranges: left, daemon, folder })
-    }
-
-    async fn show(&self, daemon: &Daemon) -> io::Result<()> {
-        for (disk, name) in [(&self.source, SOURCE), (&self.target, TARGET)] {
-            let mut openings = 1;
-            while let Err(error) = daemon.show(disk, name).await {
-                openings += 1;
-                if openings > OPENINGS {
-                    return Err(io::Error::other(error));
-                }
-                sleep(LOOK_AGAIN).await;
-            }
-        }
-        Ok(())
-    }
-
     /// What an earlier gateway left standing still with the source goes on.
     async fn thaw(&mut self, resume: bool) -> Result<(), Unfinished> {
         self.note(Phase::Copying).await?;
@@ -491,7 +419,7 @@ impl Move {
         let summed = async {
             let daemon = match self.daemon.take() {
                 Some(daemon) => daemon,
-                None => Arc::new(self.disks.start_daemon(&self.vm).await.map_err(io::Error::other)?),
+                None => Arc::new(self.disks.start_daemon(&self.vm, &self.entry.disk).await.map_err(io::Error::other)?),
             };
             daemon.show(&self.source, SOURCE).await.map_err(io::Error::other)?;
             let total = daemon.connect(SOURCE, None).await?.size();

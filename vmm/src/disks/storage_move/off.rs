@@ -43,7 +43,8 @@ impl Move {
 
     /// A daemon that is ended by the next gateway if it outlives this one.
     async fn daemon_for(&self, job: &JobHandle) -> Result<Daemon, Unfinished> {
-        let daemon = self.disks.start_daemon(&self.vm).await.map_err(|error: DiskError| failed(error))?;
+        let daemon =
+            self.disks.start_daemon(&self.vm, &self.entry.disk).await.map_err(|error: DiskError| failed(error))?;
         job.leave(&daemon.leftover().into_iter().collect::<Vec<_>>()).await?;
         Ok(daemon)
     }
@@ -61,6 +62,7 @@ impl Move {
         daemon.show(&self.source, SOURCE).await.map_err(failed)?;
         daemon.show(&self.target, TARGET).await.map_err(failed)?;
         let data = compare::data(daemon).await?.intersection(&Ranges::whole(self.size));
+        let data = self.compare_files(data, &Ranges::default(), job).await.map_err(failed)?;
         let (total, done) = (data.length(), std::sync::Mutex::new(0));
         let look = compare::look(daemon, &data, |bytes| {
             let mut done = done.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

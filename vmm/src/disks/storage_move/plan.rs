@@ -51,17 +51,17 @@ impl Disks {
     /// A storage daemon that shows the source, and the size of that.
     async fn daemon(&self, vm: &Vm, source: &Disk) -> Result<(Daemon, u64), DiskError> {
         let refused = |error: String| DiskError::Refused(error);
-        let daemon = self.start_daemon(vm).await?;
+        let daemon = self.start_daemon(vm, &source.id).await?;
         daemon.show(source, SOURCE).await.map_err(|error| refused(error.to_string()))?;
         let shown = daemon.connect(SOURCE, None).await.map_err(|error| refused(error.to_string()))?;
         let size = shown.size();
         Ok((daemon, size))
     }
 
-    pub(super) async fn start_daemon(&self, vm: &Vm) -> Result<Daemon, DiskError> {
+    pub(super) async fn start_daemon(&self, vm: &Vm, disk: &str) -> Result<Daemon, DiskError> {
         let folder = self.host.runtime_of(vm.uuid());
         let folder = RuntimeFolder::create(&folder).map_err(|error| DiskError::unwritable(&folder, error))?;
-        let started = Daemon::start(self.host.qemu(), folder).await;
+        let started = Daemon::start(self.host.qemu(), folder, disk).await;
         started.map_err(|error| DiskError::NoProgram { program: "qemu-storage-daemon".into(), error })
     }
 
@@ -133,9 +133,10 @@ impl Disks {
         let info = self.info(path, Some(source.format)).await?;
         check_chain(&info)?;
         if !info.snapshots.is_empty() && !request.leave_snapshots {
-            let count = info.snapshots.len();
+            let (count, plural) = (info.snapshots.len(), if info.snapshots.len() == 1 { "" } else { "s" });
             return Err(DiskError::invalid(format!(
-                "{} holds {count} snapshots, which would stay behind; delete them first, or say that they may stay",
+                "{} holds {count} checkpoint{plural} of the VM, which cannot come along; delete them first, or leave them \
+                 behind, where they are of no use to it (`--leave-snapshots`)",
                 path.display()
             )));
         }
@@ -156,6 +157,12 @@ impl Disks {
             };
         }
         let needed = match source.source.path() {
+            // The zeros of a disk without a map of its own are written out there: neither format can be told of them.
+            Some(_)
+                if source.format == DiskFormat::Raw && matches!(target.format, DiskFormat::Vhd | DiskFormat::Vhdx) =>
+            {
+                size
+            }
             Some(path) => self.bytes_in(&self.info(path, Some(source.format)).await?).await?,
             None => size,
         };
