@@ -51,13 +51,13 @@ async fn stands_still(vm: &Vm, why: impl Fn(&str) -> bool) {
     assert!(stopped, "it does not stand still for the reason: {:?}", vm.status());
 }
 
-async fn boots(vm: &Vm) {
+pub(crate) async fn boots(vm: &Vm) {
     vm.start().await.expect("starts");
     shell(&vm.console()).await;
 }
 
 /// Has the guest's shell do what makes it stand still. On a busy machine a key may get lost: then it is typed again.
-async fn does(vm: &Vm, line: &str, why: impl Fn(&str) -> bool) {
+pub(crate) async fn does(vm: &Vm, line: &str, why: impl Fn(&str) -> bool) {
     let still = stands_still(vm, why);
     tokio::pin!(still);
     loop {

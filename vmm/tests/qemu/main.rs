@@ -16,6 +16,7 @@ mod guest_disk;
 mod hardware;
 mod hot_plug;
 mod kit;
+mod library;
 mod lifecycle;
 mod memory;
 mod move_targets;

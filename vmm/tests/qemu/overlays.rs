@@ -312,7 +312,7 @@ async fn a_disk_that_can_have_no_overlay_costs_nothing_but_the_checkpoint() {
     assert!(!host.folder().join("a.raw.checkpoints.qcow2").exists());
 }
 
-fn image(folder: &Path, name: &str, format: DiskFormat) -> Disk {
+pub(crate) fn image(folder: &Path, name: &str, format: DiskFormat) -> Disk {
     let path = folder.join(name);
     let driver = if format == DiskFormat::Vhd { "vpc" } else { format.word() };
     let force = if format == DiskFormat::Vhd { &["-o", "force_size=on"][..] } else { &[] };
@@ -359,7 +359,7 @@ fn write(word: &str) -> String {
     format!("for d in a b c; do echo {word} >/dev/vd$d; done; sync")
 }
 
-fn paths(vm: &Vm) -> Vec<PathBuf> {
+pub(crate) fn paths(vm: &Vm) -> Vec<PathBuf> {
     vm.definition().disks.iter().filter_map(|disk| disk.source.path().map(Into::into)).collect()
 }
 
@@ -367,7 +367,7 @@ fn contents(files: &[PathBuf]) -> Vec<Vec<u8>> {
     files.iter().map(|file| fs::read(file).expect("there")).collect()
 }
 
-fn qemu_io(format: &str, command: &str, image: &Path) {
+pub(crate) fn qemu_io(format: &str, command: &str, image: &Path) {
     let output = Command::new("qemu-io").args(["-f", format, "-c", command]).arg(image).output().expect("qemu-io runs");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && !said.contains("failed"), "{command} {}: {output:?}", image.display());
