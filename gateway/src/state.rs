@@ -102,8 +102,9 @@ impl StateFolder {
     ///
     /// # Errors
     ///
-    /// When one cannot be created.
+    /// When one cannot be created, and [`StateError::Newer`] before anything is when a newer program wrote the folder.
     pub fn create(&self) -> Result<(), StateError> {
+        self.known_version()?;
         [self.path.clone(), self.definitions(), self.runtime(), self.path.join("tls")]
             .iter()
             .try_for_each(|folder| create_private_folder(folder))
@@ -131,18 +132,27 @@ impl StateFolder {
 
     /// Looks whether this program knows the folder's layout; one that has none yet gets ours.
     fn check_version(&self) -> Result<(), StateError> {
-        let path = self.path.join("version");
-        let found = match read_version(&path) {
+        if self.known_version()? {
+            return Ok(());
+        }
+        let text = format!("{VERSION}\n");
+        write_atomically(&self.path.join("version"), 0o600, text.as_bytes()).map_err(|source| self.unusable(source))
+    }
+
+    /// Whether the folder has a layout that this program knows; false when it has none yet.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::Newer`] when it has another.
+    pub fn known_version(&self) -> Result<bool, StateError> {
+        let found = match read_version(&self.path.join("version")) {
             Ok(found) => found,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let text = format!("{VERSION}\n");
-                return write_atomically(&path, 0o600, text.as_bytes()).map_err(|source| self.unusable(source));
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(source) => return Err(self.unusable(source)),
         };
         // What is no number is of a program that we know nothing of.
         match found.parse::<u32>() {
-            Ok(1..=VERSION) => Ok(()),
+            Ok(1..=VERSION) => Ok(true),
             _ => Err(StateError::Newer { folder: self.path.clone(), found }),
         }
     }
@@ -280,6 +290,7 @@ mod tests {
         for text in ["2\n", "1.5", "", "x\u{7}"] {
             std::fs::write(&file, text).unwrap();
             assert!(matches!(state.lock(), Err(StateError::Newer { .. })), "{text:?}");
+            assert!(matches!(state.create(), Err(StateError::Newer { .. })) && !state.definitions().exists());
             assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
         }
         std::fs::write(&file, "1").unwrap();

@@ -173,7 +173,7 @@ impl From<CheckpointError> for Problem {
             CheckpointError::Invalid(_) => (Code::Invalid, None),
             CheckpointError::Disks(_) => (
                 Code::Conflict,
-                Some("`fanlight disk convert OLD NEW.qcow2` makes such an image; name that in the VM's definition"),
+                Some("`fanlight disk move VM DISK FILE.qcow2` brings a disk to where it can, also while the VM runs"),
             ),
             CheckpointError::Impossible(_) | CheckpointError::Stopped => (Code::Conflict, None),
             CheckpointError::Book { .. } | CheckpointError::Unseen(_) | CheckpointError::CutOff(_) => {

@@ -6,7 +6,7 @@ use clap::Args;
 use uuid::Uuid;
 use vmm::{Definition, Disk, DiskBus, DiskSource, FromEntry, Job};
 
-use super::disk_option::{DISK_HELP, DiskOption, absolute, parse_disk, parse_source};
+use super::disk_option::{DISK_HELP, DiskOption, absolute, parse_disk, parse_source, require_file};
 use super::settings::Settings;
 use super::{Context, job};
 use crate::api::client::segment;
@@ -89,6 +89,9 @@ impl Create {
         if self.import && self.disks.first().is_some_and(|disk| disk.new_image().is_some()) {
             return Err(invalid(&"--import takes a disk that is there; leave `size=` out of the first one"));
         }
+        let discs = self.cdroms.iter().filter_map(|disc| disc.source.path()).map(require_file);
+        let there = self.disks.iter().map(DiskOption::require_file).chain(discs).collect::<Result<(), _>>();
+        there.map_err(|error| Problem::new(Code::NotFound, error))?;
         let new_disks = self.disks.iter().filter_map(DiskOption::new_image).collect();
         let mut definition = Definition::new(self.name.unwrap_or_default(), Uuid::new_v4());
         definition.memory = USUAL_MEMORY;

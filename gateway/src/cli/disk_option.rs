@@ -1,17 +1,19 @@
 //! A disk as people write it: `path=FILE,size=20G,bus=scsi`.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use vmm::{Disk, DiskBus, DiskCache, DiskFormat, DiskSource, Layout, NewImage, Preallocation};
 
-use super::size::parse_size;
+use super::size::parse_disk_size;
 
 /// What `--help` says of it.
 pub(super) const DISK_HELP: &str = "\
-A disk is written as path=FILE or url=URL, and then [,size=20G][,format=raw|qcow2|vhd|vhdx|vmdk][,bus=virtio|scsi|ide]
-[,controller=N][,serial=TEXT][,cache=writeback|none][,id=NAME][,fixed][,readonly].
-With `size` the image is created, without it has to be there. URLs: nbd://HOST[:PORT]/EXPORT,
+A disk is written as [path=]FILE or url=URL, and then [,size=20G][,format=raw|qcow2|vhd|vhdx|vmdk]
+[,bus=virtio|scsi|ide|sata][,device=disk|cdrom][,controller=N][,serial=TEXT][,cache=writeback|none][,id=NAME][,fixed]
+[,readonly]. With `size` the image is created, without it has to be there; a size without a unit is in GiB. `sata` is
+`ide`: which of them the guest sees is a matter of the controller. URLs: nbd://HOST[:PORT]/EXPORT,
 nbd+unix:///EXPORT?socket=PATH, nbds://…?tls-certificates=FOLDER; http:// and https:// with readonly.";
 
 /// A `--disk`.
@@ -23,6 +25,14 @@ pub(super) struct DiskOption {
 }
 
 impl DiskOption {
+    /// Fails when its file has to be there and is not.
+    pub(super) fn require_file(&self) -> Result<(), String> {
+        match self.disk.source.path().filter(|_| self.size.is_none()) {
+            Some(path) => require_file(path),
+            None => Ok(()),
+        }
+    }
+
     /// The image to create for it, if one is to be created.
     pub(super) fn new_image(&self) -> Option<NewImage> {
         Some(NewImage {
@@ -40,13 +50,19 @@ impl DiskOption {
 pub(super) fn parse_disk(text: &str) -> Result<DiskOption, String> {
     let (mut source, mut size, mut format, mut layout) = (None, None, None, Layout::Dynamic);
     let mut disk = Disk::new(DiskSource::Empty, DiskFormat::Raw, DiskBus::Virtio);
-    for part in text.split(',') {
+    let mut bus = None;
+    for (index, part) in text.split(',').enumerate() {
         match part.split_once('=') {
+            // As short as virt-install takes it.
+            None if index == 0 && part.contains(['/', '.']) => source = Some(DiskSource::Path(absolute(part.into()))),
             Some(("path", value)) if !value.is_empty() => source = Some(DiskSource::Path(absolute(value.into()))),
             Some(("url", value)) => source = Some(value.parse().map(DiskSource::Remote).map_err(words)?),
-            Some(("size", value)) => size = Some(parse_size(value)?),
+            Some(("size", value)) => size = Some(parse_disk_size(value)?),
             Some(("format", value)) => format = Some(word(value)?),
-            Some(("bus", value)) => disk.bus = word(value)?,
+            Some(("bus", "sata")) => bus = Some(DiskBus::Ide),
+            Some(("bus", value)) => bus = Some(word(value)?),
+            Some(("device", "disk")) => disk.cdrom = false,
+            Some(("device", "cdrom")) => (disk.cdrom, disk.readonly) = (true, true),
             Some(("controller", value)) => disk.controller = value.parse().map_err(words)?,
             Some(("serial", value)) => disk.serial = Some(value.into()),
             Some(("cache", value)) => disk.cache = word::<DiskCache>(value)?,
@@ -54,8 +70,10 @@ pub(super) fn parse_disk(text: &str) -> Result<DiskOption, String> {
             None if part == "readonly" => disk.readonly = true,
             None if part == "fixed" => layout = Layout::Fixed,
             _ => {
-                let known = "path=, url=, size=, format=, bus=, controller=, serial=, cache=, id=, fixed, readonly";
-                return Err(format!("`{part}` is not one of {known}"));
+                return Err(format!(
+                    "`{part}` is not one of path=, url=, size=, format=, bus=, device=disk, device=cdrom, controller=, \
+                     serial=, cache=, id=, fixed, readonly"
+                ));
             }
         }
     }
@@ -63,8 +81,18 @@ pub(super) fn parse_disk(text: &str) -> Result<DiskOption, String> {
     if size.is_some() && disk.source.path().is_none() {
         return Err("only a disk with a path is created".into());
     }
+    if disk.cdrom && size.is_some() {
+        return Err("a CD is not created; leave `size=` out".into());
+    }
+    disk.bus = bus.unwrap_or(if disk.cdrom { DiskBus::Ide } else { DiskBus::Virtio });
     disk.format = format.unwrap_or_else(|| usual_format(&disk.source));
     Ok(DiskOption { disk, size, layout })
+}
+
+/// Fails when there is no such file; one that only the service can see may be there.
+pub(super) fn require_file(path: &Path) -> Result<(), String> {
+    let is_missing = path.metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    if is_missing { Err(format!("there is no {}; with `size=` a disk is created", path.display())) } else { Ok(()) }
 }
 
 /// Reads a path or a URL.
@@ -87,7 +115,10 @@ pub(super) fn absolute(path: PathBuf) -> PathBuf {
 
 /// A value by the word that stands for it in definition files.
 pub(super) fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
-    serde_json::from_value(text.into()).map_err(words)
+    serde_json::from_value(text.into()).map_err(|error| match error.to_string().split_once("expected ") {
+        Some((_, known)) => format!("`{text}` is not {known}"),
+        None => error.to_string(),
+    })
 }
 
 fn words(error: impl std::fmt::Display) -> String {
@@ -105,8 +136,22 @@ mod tests {
         assert_eq!((read.disk.format, read.disk.bus, read.disk.readonly), (DiskFormat::Qcow2, DiskBus::Scsi, true));
         assert_eq!(parse_disk("path=/srv/a.img").unwrap().disk.format, DiskFormat::Raw);
         assert_eq!(parse_disk("path=/srv/a.img,format=vhdx").unwrap().disk.format, DiskFormat::Vhdx);
-        for text in ["size=1G", "path=", "path=/a,sice=1G", "path=/a,format=zip", "path=/a,bus=floppy", "url=ftp://a/b"]
-        {
+        let short = parse_disk("/srv/a.qcow2,size=20,bus=sata").unwrap();
+        assert_eq!((short.size, short.disk.bus, short.disk.format), (Some(20 << 30), DiskBus::Ide, DiskFormat::Qcow2));
+        let disc = parse_disk("a.iso,device=cdrom").unwrap().disk;
+        assert_eq!(disc, Disk::cdrom(DiskSource::Path(absolute("a.iso".into())), DiskBus::Ide));
+        let told = parse_disk("path=/a,format=zip").unwrap_err();
+        assert_eq!(told, "`zip` is not one of `raw`, `qcow2`, `vhd`, `vhdx`, `vmdk`");
+        for text in [
+            "size=1G",
+            "a.iso,device=cdrom,size=1G",
+            "path=/a,device=floppy",
+            "path=",
+            "path=/a,sice=1G",
+            "path=/a,format=zip",
+            "path=/a,bus=floppy",
+            "url=ftp://a/b",
+        ] {
             assert!(parse_disk(text).is_err(), "{text}");
         }
     }

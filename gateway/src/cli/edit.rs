@@ -151,7 +151,7 @@ fn in_words(vm: &str, changes: &[Change]) -> String {
         return format!("{vm} is as it was");
     }
     let lines = changes.iter().map(|change| {
-        let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "nothing".into());
+        let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "unset".into());
         format!("{}: {} ({} → {})", change.what, when(change.when), value(&change.from), value(&change.to))
     });
     std::iter::once(format!("{vm} is edited")).chain(lines).collect::<Vec<_>>().join("\n")
@@ -185,7 +185,7 @@ mod tests {
         let changes = [change("vcpus", Some("2"), When::NextStart), change("memory.minimum", None, When::Now)];
         assert_eq!(
             in_words("web01", &changes),
-            "web01 is edited\nvcpus: at the next start (2 → 4)\nmemory.minimum: now (nothing → 4)"
+            "web01 is edited\nvcpus: at the next start (2 → 4)\nmemory.minimum: now (unset → 4)"
         );
         assert_eq!(in_words("web01", &[]), "web01 is as it was");
         assert_eq!(waiting(&changes).as_deref(), Some("vcpus, memory.minimum at the next start"));

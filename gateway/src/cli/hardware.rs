@@ -150,6 +150,7 @@ fn parse_network(text: &str) -> Result<Network, String> {
         match part.split_once('=') {
             None if part == "user" || part == "default" => network.mode = NetworkMode::User,
             None if part == "none" => network.mode = NetworkMode::None,
+            Some(("network", "default")) => network.mode = NetworkMode::User,
             Some(("bridge", name)) => network.mode = NetworkMode::Bridge(name.parse().map_err(told)?),
             Some(("tap", name)) => network.mode = NetworkMode::Tap(name.parse().map_err(told)?),
             Some(("forward", port)) => network.forward.push(port.parse().map_err(told)?),

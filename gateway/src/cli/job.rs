@@ -9,10 +9,10 @@ use vmm::{Job, JobState};
 
 use super::Context;
 use super::output::{Cell, Colour, age};
-use super::progress::ProgressLine;
+use super::progress::{Columns, ProgressLine, columns};
 use crate::problem::{Code, Problem};
 
-const HEADER: &[&str] = &["ID", "KIND", "STATE", "DONE", "SINCE", "TARGET", "PROBLEM"];
+const HEADER: &[&str] = &["ID", "KIND", "STATE", "PROGRESS", "BYTES", "RATE", "LEFT", "SINCE", "TARGET", "PROBLEM"];
 /// How long an answer is waited for at a time.
 const WAIT: u64 = 20;
 /// How long a gateway may be away while its job is waited for: as long as it takes to start it again.
@@ -176,18 +176,20 @@ fn problem(job: &Job) -> Problem {
 }
 
 fn row(job: &Job) -> Vec<Cell> {
-    let done = match job.state {
-        JobState::Running | JobState::Cancelling if job.progress.total > 0 => format!("{:.1} %", job.progress.percent),
-        _ => String::new(),
-    };
+    let Columns { progress, bytes, rate, left } = columns(job);
+    // That it was cancelled is its state.
+    let problem = job.problem.clone().filter(|_| job.state != JobState::Cancelled);
     vec![
         job.id.to_string().into(),
         job.kind.to_string().into(),
         Cell::coloured(job.state.to_string(), colour(job.state)),
-        done.into(),
+        progress.into(),
+        bytes.into(),
+        rate.into(),
+        left.into(),
         age(job.ended.unwrap_or(job.started)).into(),
         job.target.as_str().into(),
-        job.problem.clone().unwrap_or_default().into(),
+        problem.unwrap_or_default().into(),
     ]
 }
 

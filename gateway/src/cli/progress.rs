@@ -9,6 +9,8 @@ use super::output::{Output, bytes};
 
 /// Cells of the bar.
 const BAR: usize = 24;
+/// The same in a table.
+const SHORT_BAR: usize = 10;
 /// Without a terminal, a line at least that often, and after this much.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 const LINE_AFTER: f32 = 10.0;
@@ -75,11 +77,41 @@ impl ProgressLine {
     }
 }
 
+/// How far a job has come, as a table tells it; empty where there is nothing to tell.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Columns {
+    /// A bar with its percentage.
+    pub(super) progress: String,
+    /// How much of how much.
+    pub(super) bytes: String,
+    pub(super) rate: String,
+    /// The time that it will take still.
+    pub(super) left: String,
+}
+
+/// What a table tells of a job that runs.
+pub(super) fn columns(job: &Job) -> Columns {
+    let progress = &job.progress;
+    if job.state.is_final() || progress.total == 0 {
+        return Columns::default();
+    }
+    Columns {
+        progress: format!("{} {:.1} %", cells(progress.percent, SHORT_BAR), progress.percent),
+        bytes: format!("{} of {}", bytes(progress.done), bytes(progress.total)),
+        rate: progress.rate.map(|rate| format!("{}/s", bytes(rate))).unwrap_or_default(),
+        left: progress.left.map(time).unwrap_or_default(),
+    }
+}
+
 /// `copying [######------] 41.3 %, 1.2 GiB of 2.9 GiB, 210 MiB/s, 8 s left`
 fn bar(job: &Job) -> String {
+    format!("{} {} {}", step(job), cells(job.progress.percent, BAR), amounts(job))
+}
+
+fn cells(percent: f32, count: usize) -> String {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 100 percent of a few cells")]
-    let full = ((job.progress.percent.clamp(0.0, 100.0) / 100.0) * BAR as f32) as usize;
-    format!("{} [{}{}] {}", step(job), "#".repeat(full), "-".repeat(BAR.saturating_sub(full)), amounts(job))
+    let full = ((percent.clamp(0.0, 100.0) / 100.0) * count as f32) as usize;
+    format!("[{}{}]", "#".repeat(full), "-".repeat(count.saturating_sub(full)))
 }
 
 /// How far it has come, without a bar.
@@ -132,6 +164,14 @@ mod tests {
         assert_eq!(bar(&job(41.3)), drawn);
         assert!(bar(&job(100.0)).contains(&"#".repeat(BAR)));
         assert!(bar(&job(-5.0)).contains(&"-".repeat(BAR)));
+    }
+
+    #[test]
+    fn a_table_says_the_same_of_what_runs() {
+        let told = columns(&job(41.3));
+        assert_eq!((told.progress.as_str(), told.bytes.as_str()), ("[####------] 41.3 %", "1.2 GiB of 2.9 GiB"));
+        assert_eq!((told.rate.as_str(), told.left.as_str()), ("210 MiB/s", "1 min 8 s"));
+        assert_eq!(columns(&Job { state: JobState::Done, ..job(100.0) }), Columns::default());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use vmm::{
 
 use super::disk_option::{absolute, word};
 use super::hardware::Hardware;
+use super::size::parse_size;
 
 const MEMORY_HELP: &str = "\
 Memory: MIB[,minimum=MIB][,maximum=MIB][,buffer=PERCENT][,weight=0..10000][,devices=virtio|hyperv]. MIB alone is always the
@@ -151,10 +152,10 @@ fn parse_memory(text: &str) -> Result<MemoryOption, String> {
     let mut option = MemoryOption::default();
     for part in text.split(',') {
         match part.split_once('=') {
-            None => option.startup = Some(number(part)?),
-            Some(("memory" | "startup", value)) => option.startup = Some(number(value)?),
-            Some(("minimum", value)) => option.minimum = Some(number(value)?),
-            Some(("maximum" | "maxmemory", value)) => option.maximum = Some(number(value)?),
+            None => option.startup = Some(mebibytes(part)?),
+            Some(("memory" | "startup", value)) => option.startup = Some(mebibytes(value)?),
+            Some(("minimum", value)) => option.minimum = Some(mebibytes(value)?),
+            Some(("maximum" | "maxmemory", value)) => option.maximum = Some(mebibytes(value)?),
             Some(("buffer", value)) => option.buffer = Some(number(value)?),
             Some(("weight", value)) => option.weight = Some(number(value)?),
             Some(("devices", value)) => option.devices = Some(word(value)?),
@@ -193,6 +194,16 @@ fn list<T: serde::de::DeserializeOwned>(words: &str) -> Result<List<T>, String> 
     words.split(',').map(|part| word(part.trim())).collect::<Result<_, _>>().map(List)
 }
 
+/// Reads `2048`, `2048M`, `2G`.
+fn mebibytes(text: &str) -> Result<u32, String> {
+    if let Ok(mebibytes) = text.parse() {
+        return Ok(mebibytes);
+    }
+    let mebibytes = parse_size(text).ok().filter(|bytes| bytes.is_multiple_of(1 << 20)).map(|bytes| bytes >> 20);
+    let mebibytes = mebibytes.and_then(|mebibytes| u32::try_from(mebibytes).ok());
+    mebibytes.ok_or_else(|| format!("`{text}` is no amount of memory: write 2048 (MiB), 2048M or 2G"))
+}
+
 fn number<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| format!("`{text}` is not a number that could be meant here"))
 }
@@ -214,7 +225,8 @@ mod tests {
         assert_eq!(with("1024", demo.clone()), (1024, None));
         let dynamic = DynamicMemory { weight: 9000, ..DynamicMemory::between(256, 2048) };
         assert_eq!(with("512,minimum=256,maxmemory=2048,weight=9000", demo.clone()), (512, Some(dynamic)));
-        for text in ["", "x", "512,", "512,min=1", "512,weight=99999999", "512,devices=xen", "-1"] {
+        assert_eq!(with("2G", demo.clone()), (2048, None));
+        for text in ["", "x", "512,", "4096K3", "1K", "512,min=1", "512,weight=99999999", "512,devices=xen", "-1"] {
             assert!(parse_memory(text).is_err(), "{text}");
         }
         // Of a VM that is there, the rest stays.

@@ -14,6 +14,11 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     size.ok_or_else(|| format!("`{text}` is not a size: write 512M, 20G, 1T or bytes"))
 }
 
+/// Reads the same for a disk, where virt-install means GiB when there is no unit.
+pub(super) fn parse_disk_size(text: &str) -> Result<u64, String> {
+    if text.parse::<u64>().is_ok() { parse_size(&format!("{text}G")) } else { parse_size(text) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -23,6 +28,8 @@ mod tests {
         assert_eq!(parse_size("20G"), Ok(20 << 30));
         assert_eq!(parse_size("512MB"), Ok(512 << 20));
         assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!((parse_disk_size("20"), parse_disk_size("512M")), (Ok(20 << 30), Ok(512 << 20)));
+        assert!(parse_disk_size("0").is_err() && parse_disk_size("x").is_err());
         for text in ["", "G", "-1G", "0", "1.5G", "99999999999999T"] {
             assert!(parse_size(text).is_err(), "{text:?}");
         }

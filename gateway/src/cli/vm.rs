@@ -95,13 +95,16 @@ pub(super) struct One {
 
 /// Save what a VM's screen shows as a PNG file
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  fanlight vm screenshot web01 --output web01.png")]
+#[command(after_help = "Example:\n  fanlight vm screenshot web01 web01.png")]
 pub(super) struct Screenshot {
     /// The VM: name or UUID
     vm: String,
     /// The file to write
-    #[arg(long, short, value_name = "FILE")]
-    output: PathBuf,
+    #[arg(required_unless_present = "output")]
+    file: Option<PathBuf>,
+    /// The same, by name
+    #[arg(long, short, value_name = "FILE", conflicts_with = "file")]
+    output: Option<PathBuf>,
 }
 
 impl Vm {
@@ -179,10 +182,10 @@ impl One {
 impl Screenshot {
     async fn run(self, context: &Context) -> Result<(), Problem> {
         let picture = context.client.get_bytes(&path(&self.vm, "/screenshot")).await?;
-        std::fs::write(&self.output, &picture).map_err(|error| {
-            Problem::new(Code::Internal, format!("cannot write {}: {error}", self.output.display()))
-        })?;
-        let file = self.output.display().to_string();
+        let file = self.file.or(self.output).unwrap_or_default();
+        std::fs::write(&file, &picture)
+            .map_err(|error| Problem::new(Code::Internal, format!("cannot write {}: {error}", file.display())))?;
+        let file = file.display().to_string();
         context.output.value(&serde_json::json!({ "file": file }), || format!("written to {file}"));
         Ok(())
     }

@@ -94,6 +94,10 @@ fn state_folder(config: &Config) -> Check {
         )
         .mend("choose another folder with --state or FANLIGHT_STATE");
     }
+    if let Err(error) = config.state.known_version() {
+        return Check::new("state folder", Level::Missing, error.to_string(), "the service does not start on it")
+            .mend("use the newer fanlight, or choose another folder with --state or FANLIGHT_STATE");
+    }
     let free = rustix::fs::statvfs(there).map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize));
     let found = format!("{}, {} MiB free", folder.display(), free >> 20);
     if free < LITTLE_DISK {

@@ -396,7 +396,7 @@ impl Move {
                 if self.entry.merge { mirror.release_commit(&qmp).await } else { mirror.release(&qmp).await };
             released.map_err(|error| error.to_string())?;
         }
-        let sha256 = if self.entry.checksum { self.checksum(job).await } else { None };
+        let sha256 = if self.entry.checksum { self.checksum_unless_stopped(job).await? } else { None };
         self.daemon = None;
         let deleted = if self.entry.delete_source { Some(self.delete_source().await) } else { None };
         let report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
@@ -411,6 +411,19 @@ impl Move {
             stood_still: report.stood_still,
             sha256,
         })
+    }
+
+    /// The disk has moved: whoever cancels now wants no checksum.
+    async fn checksum_unless_stopped(&mut self, job: &JobHandle) -> Result<Option<String>, String> {
+        job.unseal();
+        let stopped = async {
+            job.stopped().await;
+            job.is_cancelled()
+        };
+        tokio::select! {
+            sum = self.checksum(job) => Ok(sum),
+            cancelled = stopped => if cancelled { Ok(None) } else { Err("the gateway ends".into()) },
+        }
     }
 
     /// The checksum of the source, which nobody writes to any more.
