@@ -8,15 +8,14 @@
 //! What the file says counts from the next start on; what the VM is while it is on stays as it was started. A file that
 //! cannot be read changes nothing and is told of.
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
 use super::changes::{Change, When};
-use super::parse::MAX_FILE;
+use super::parse::read_text;
 use super::{Definition, DefinitionError, replace_file};
 
 /// A VM's definition as it is now and as it is wanted. Clones are the same.
@@ -244,7 +243,9 @@ impl DefinitionFile {
             Ok(text) => text,
             Err(error) => {
                 let reason = match error.kind() {
-                    io::ErrorKind::NotFound => "the file is gone; `fanlight vm edit` writes it again".into(),
+                    io::ErrorKind::NotFound => {
+                        "the file is gone; `fanlight vm edit` writes it again, `vm delete` forgets the VM".into()
+                    }
                     _ => error.to_string(),
                 };
                 state.text = None;
@@ -322,13 +323,6 @@ impl State {
             self.problem = Some(problem);
         }
     }
-}
-
-fn read_text(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    // One byte more than there may be: it is refused then.
-    File::open(path)?.take(MAX_FILE as u64 + 1).read_to_string(&mut text)?;
-    Ok(text)
 }
 
 #[cfg(test)]

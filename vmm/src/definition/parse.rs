@@ -2,6 +2,7 @@
 
 mod spans;
 
+use std::io::{self, Read as _};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -21,7 +22,7 @@ use super::{
 use spans::Spans;
 
 /// Largest definition that is read, in bytes.
-pub(super) const MAX_FILE: usize = 256 * 1024;
+const MAX_FILE: usize = 256 * 1024;
 
 /// Why a definition was refused, and where it says so.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -81,7 +82,7 @@ impl Definition {
 
     fn read(text: &str, file: &Path) -> Result<(Self, Spans), DefinitionError> {
         if text.len() > MAX_FILE {
-            return Err(DefinitionError::whole(file, format!("larger than {MAX_FILE} bytes")));
+            return Err(DefinitionError::whole(file, too_large()));
         }
         let read: File = toml::from_str(text).map_err(|error| {
             DefinitionError::at(file, text, error.span().unwrap_or(0..0), error.message().trim_end())
@@ -102,9 +103,27 @@ impl Definition {
     ///
     /// As [`parse`](Self::parse), or that the file cannot be read.
     pub fn load(file: &Path) -> Result<Self, DefinitionError> {
-        let text = std::fs::read_to_string(file).map_err(|error| DefinitionError::whole(file, error.to_string()))?;
+        let text = read_text(file).map_err(|error| DefinitionError::whole(file, error.to_string()))?;
         Self::parse(&text, file)
     }
+}
+
+/// The text of the file of a definition.
+pub(super) fn read_text(path: &Path) -> io::Result<String> {
+    // Who opens a pipe may wait for ever.
+    if !path.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a file"));
+    }
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(MAX_FILE as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > MAX_FILE {
+        return Err(io::Error::other(too_large()));
+    }
+    String::from_utf8(bytes).map_err(|_| io::Error::other("it is not UTF-8"))
+}
+
+fn too_large() -> String {
+    format!("larger than {MAX_FILE} bytes")
 }
 
 /// What a problem is about; `parse` knows where each of them stands in the file.

@@ -246,3 +246,21 @@ fn a_file_that_is_not_there_says_so() {
     let error = Definition::load(Path::new("/nonexistent/x.toml")).expect_err("missing");
     assert!(error.to_string().starts_with("/nonexistent/x.toml:1:1: No such file"), "{error}");
 }
+
+#[test]
+fn what_is_no_text_of_a_sensible_size_is_not_read_whole() {
+    let path = std::env::temp_dir().join(format!("fanlight-definition-large-{}", std::process::id()));
+    let says = |reason: &str| {
+        let error = Definition::load(&path).expect_err("refused").to_string();
+        assert!(error.ends_with(&format!(":1:1: {reason}")), "{error}");
+    };
+    let file = std::fs::File::create(&path).expect("created");
+    file.set_len(1 << 36).expect("stretched");
+    says("larger than 262144 bytes");
+    std::fs::write(&path, b"name = \"\xff\"").expect("written");
+    says("it is not UTF-8");
+    std::fs::remove_file(&path).expect("removed");
+    std::fs::create_dir(&path).expect("a folder");
+    says("it is not a file");
+    std::fs::remove_dir(&path).expect("removed");
+}
