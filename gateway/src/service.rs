@@ -92,8 +92,7 @@ impl Service {
             sessions: Sessions::new(budgets.sessions),
             shutdown: stopping.clone(),
         });
-        // Agents are listened for, whether somebody is connected or not.
-        session.host.list().iter().for_each(|vm| drop(session.buses.of(vm)));
+        tokio::spawn(listen_for_agents(session.clone()));
         let socket = ApiSocket::bind(&config.state)
             .map_err(|error| Problem::new(Code::Internal, format!("cannot open the api socket: {error}")))?;
         let listener = Listener::open(config.listen.clone(), users.clone(), session.clone())?;
@@ -150,6 +149,19 @@ impl Service {
             warn!("requests did not end in time");
         }
         info!("stopped");
+    }
+}
+
+/// Listens for the agents of all VMs, whether somebody is connected or not, until the gateway stops.
+async fn listen_for_agents(session: Arc<SessionContext>) {
+    let (mut vms, mut shutdown) = (session.host.watch(), session.shutdown.clone());
+    loop {
+        session.host.list().iter().for_each(|vm| drop(session.buses.of(vm)));
+        // Who loses has nothing to lose.
+        tokio::select! {
+            changed = vms.changed() => if changed.is_err() { return },
+            _ = shutdown.wait_for(|stopping| *stopping) => return,
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Definitions that change under VMs that run: by options, in an editor, by hand.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -18,7 +19,11 @@ use crate::world::World;
 /// How soon an edited file is noticed, on a machine that has much to do.
 const NOTICED: Duration = Duration::from_secs(60);
 
-journeys![a_vm_that_runs_keeps_what_it_runs_with, a_file_that_is_spoilt_by_hand_takes_nothing_down];
+journeys![
+    a_vm_that_runs_keeps_what_it_runs_with,
+    a_file_that_is_spoilt_by_hand_takes_nothing_down,
+    a_file_that_is_put_into_the_folder_is_a_vm
+];
 
 fn a_vm_that_runs_keeps_what_it_runs_with(_: &World) -> Result<()> {
     let mut gateway = Gateway::start()?;
@@ -91,6 +96,70 @@ fn a_file_that_is_spoilt_by_hand_takes_nothing_down(_: &World) -> Result<()> {
     let shown = json(&gateway, "vm start web01")?;
     ensure!(shown["vcpus"] == 2 && shown["definition_problem"].is_null(), "it is {shown}");
     Ok(())
+}
+
+fn a_file_that_is_put_into_the_folder_is_a_vm(_: &World) -> Result<()> {
+    let mut gateway = Gateway::start()?;
+    json(&gateway, "vm create --name web01 --memory 64 --accelerator tcg --network none")?;
+    let folder = gateway.state().join("vms");
+    let file = |name: &str| folder.join(format!("{name}.toml"));
+    let (text, uuid) = (fs::read_to_string(file("web01"))?, json(&gateway, "vm show web01")?["uuid"].clone());
+    let uuid = uuid.as_str().context("a UUID")?;
+    let named = |name: &str, first: char| {
+        text.replace("web01", name).replace(uuid, &format!("{first}0000000-0000-4000-8000-000000000000"))
+    };
+    let vms = |list: &Value| -> Vec<String> {
+        let vms = list["vms"].as_array().into_iter().flatten();
+        vms.filter_map(|vm| Some(vm["name"].as_str()?.to_owned())).collect()
+    };
+
+    // An editor writes beside and renames; who writes in place is waited for, though the first half would do.
+    let late = named("late", 'a') + "# the end\n";
+    let (half, rest) = late.split_at(late.len() - 10);
+    let mut writes = fs::File::create(file("late"))?;
+    writes.write_all(half.as_bytes())?;
+    fs::write(folder.join("new.tmp"), named("web02", 'b'))?;
+    fs::rename(folder.join("new.tmp"), file("web02"))?;
+    lists(&gateway, "what was renamed", |list| vms(list) == ["web01", "web02"] && list["problems"][0].is_null())?;
+    writes.write_all(rest.as_bytes())?;
+    drop(writes);
+    lists(&gateway, "what was written", |list| vms(list) == ["late", "web01", "web02"])?;
+    let shown = json(&gateway, "vm show web02")?;
+    ensure!(shown["state"] == "created" && shown["memory"] == 64, "it is {shown}");
+    ensure!(json(&gateway, "vm start web02")?["state"] == "running", "it does not start");
+
+    // What cannot be is told of, until it can.
+    fs::write(file("bad"), named("bad", 'c').replace("vcpus = 1", "vcpus = 77"))?;
+    let tells = |list: &Value, what: &str| list["problems"][0].as_str().is_some_and(|problem| problem.contains(what));
+    lists(&gateway, "the mistake", |list| tells(list, ":9: `vcpus` is 1 to 32"))?;
+    ensure!(gateway.log().contains("definition refused"), "it logged {}", gateway.log());
+    fs::write(file("bad"), named("bad", 'b'))?;
+    lists(&gateway, "the second mistake", |list| tells(list, "bad.toml:1:1: another VM has the same uuid"))?;
+    fs::write(file("bad"), named("bad", 'c'))?;
+    let four = ["bad", "late", "web01", "web02"];
+    lists(&gateway, "the end of it", |list| vms(list) == four && list["problems"][0].is_null())?;
+
+    // A VM that is off is not lost with its file.
+    fs::rename(file("web01"), folder.join("web01.kept"))?;
+    let gone = |shown: &Value| shown["definition_problem"].as_str().is_some_and(|why| why.contains("the file is gone"));
+    notices(&gateway, "that the file is gone", gone)?;
+    fs::rename(folder.join("web01.kept"), file("web01"))?;
+    notices(&gateway, "that it is back", |shown| shown["definition_problem"].is_null())?;
+
+    // Another gateway finds the same.
+    gateway.kill();
+    gateway.start_again()?;
+    let list = json(&gateway, "vm list")?;
+    ensure!(vms(&list) == four && list["vms"][3]["state"] == "running", "it lists {list}");
+    Ok(())
+}
+
+/// Waits until `vm list` says so.
+fn lists(gateway: &Gateway, what: &str, said: impl Fn(&Value) -> bool) -> Result<()> {
+    wait_until(NOTICED, format_args!("{what} to be noticed"), || {
+        let list = json(gateway, "vm list")?;
+        Ok(Look::when(said(&list), || format!("it lists {list}")))
+    })
 }
 
 /// Waits until `vm show` says so.

@@ -17,8 +17,6 @@ pub(super) async fn create(
     Body(request): Body<FromEntry>,
 ) -> Answer<(StatusCode, Json<VmInfo>)> {
     let vm = context.session.host.create_from(request).await?;
-    // Its agent is listened for from now on.
-    drop(context.session.buses.of(&vm));
     info!(vm = vm.name(), "vm created");
     Ok((StatusCode::CREATED, Json(context.info(&vm))))
 }

@@ -41,8 +41,6 @@ pub(super) async fn create(
     let disks = NewDisks::create(&context.session.host.disks(), request.disks).await?;
     let vm = context.session.host.create(definition).await?;
     disks.keep();
-    // Its agent is listened for from now on.
-    drop(context.session.buses.of(&vm));
     info!(vm = vm.name(), "vm created");
     Ok((StatusCode::CREATED, Json(context.info(&vm))))
 }

@@ -17,7 +17,7 @@ mod store;
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
@@ -35,6 +35,10 @@ use store::Store;
 pub struct Jobs {
     shared: Arc<Shared>,
 }
+
+/// A handle that keeps no jobs.
+#[derive(Debug, Clone)]
+pub(crate) struct WeakJobs(Weak<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -79,6 +83,13 @@ pub enum JobsError {
     },
 }
 
+impl WeakJobs {
+    /// The jobs, if anybody has them still.
+    pub(crate) fn upgrade(&self) -> Option<Jobs> {
+        Some(Jobs { shared: self.0.upgrade()? })
+    }
+}
+
 impl Jobs {
     /// Opens the book in `folder`. What an earlier gateway left unfinished waits for
     /// [`interrupt_orphans`](Self::interrupt_orphans).
@@ -94,6 +105,10 @@ impl Jobs {
         let registry = Mutex::new(Registry::restore(found.records, found.next));
         let shared = Shared { registry, store: Mutex::new(store), changes: watch::Sender::new(false) };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakJobs {
+        WeakJobs(Arc::downgrade(&self.shared))
     }
 
     /// Ends the jobs that nobody took over, and clears away what they left.

@@ -1,13 +1,18 @@
 //! All virtual machines of one host.
+//!
+//! * `machines`: which there are,
+//! * `folder`: definitions that somebody edits, adds or removes by hand.
 
-use std::collections::BTreeMap;
+mod folder;
+mod machines;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::sync::{Mutex as AsyncMutex, OnceCell};
+use tokio::sync::{OnceCell, watch};
 use uuid::Uuid;
 
 use crate::accelerator::{self, AcceleratorReport};
@@ -15,10 +20,12 @@ use crate::checkpoints::{self, Checkpoints};
 use crate::definition::{Definition, DefinitionError, FolderWatch, InvalidDefinition, make_folder, replace_file};
 use crate::disks::Disks;
 use crate::engine::{Process, RuntimeFolder, Version, find_uefi};
-use crate::jobs::{Jobs, JobsError};
+use crate::jobs::{Jobs, JobsError, WeakJobs};
 use crate::lifecycle::RequestError;
 use crate::memory::{self, Board, HostMemoryView, MemoryConfig};
 use crate::vm::Vm;
+
+use machines::Machines;
 
 /// How a host is set up.
 #[derive(Debug, Clone)]
@@ -74,14 +81,6 @@ pub struct Host {
     jobs: Jobs,
 }
 
-/// A host that does not keep its VMs.
-#[derive(Debug, Clone)]
-pub(crate) struct WeakHost {
-    shared: Arc<HostShared>,
-    machines: Weak<Machines>,
-    jobs: Jobs,
-}
-
 /// What the drivers of all VMs share.
 #[derive(Debug)]
 pub(crate) struct HostShared {
@@ -92,12 +91,12 @@ pub(crate) struct HostShared {
     version: OnceCell<Option<Version>>,
 }
 
-#[derive(Debug, Default)]
-struct Machines {
-    vms: Mutex<BTreeMap<Uuid, Vm>>,
-    problems: Mutex<Vec<DefinitionError>>,
-    /// One creation or deletion at a time.
-    changing: AsyncMutex<()>,
+/// A handle that keeps nothing of a host.
+#[derive(Debug, Clone)]
+pub(crate) struct WeakHost {
+    shared: Weak<HostShared>,
+    machines: Weak<Machines>,
+    jobs: WeakJobs,
 }
 
 /// The host cannot do that.
@@ -180,7 +179,9 @@ impl Host {
             images: absolute(&config.images)?,
             ..config
         };
-        let files = definition_files(&config.definitions)
+        // What comes from here on is noticed.
+        let watch = FolderWatch::new(&config.definitions);
+        let files = machines::definition_files(&config.definitions)
             .map_err(|error| HostError::Io { path: config.definitions.clone(), error })?;
         let qemu = config.qemu.clone().unwrap_or_else(|| "qemu-system-x86_64".into());
         let jobs = Jobs::open(&config.jobs)?;
@@ -189,16 +190,14 @@ impl Host {
         let (probed, version) = (OnceCell::new(), OnceCell::new());
         let shared = Arc::new(HostShared { config, qemu, memory, probed, version });
         let host = Self { shared, machines: Arc::default(), jobs };
-        let mut waits = Vec::new();
+        let (mut waits, mut problems) = (Vec::new(), Vec::new());
         for file in files {
             match host.machines.load(&file) {
                 Ok(definition) => waits.push(host.add(definition, file)),
-                Err(problem) => {
-                    tracing::warn!(%problem, "definition refused");
-                    lock(&host.machines.problems).push(problem);
-                }
+                Err(problem) => problems.push(problem),
             }
         }
+        host.machines.keep_problems(problems);
         waits.extend(host.add_those_that_run());
         for wait in waits {
             // A driver that ended can only have panicked; its VM says so when it is asked.
@@ -209,12 +208,13 @@ impl Host {
             checkpoints::take_over(&vm, &host.jobs, &host.downgrade());
         }
         host.jobs.interrupt_orphans().await;
-        tokio::spawn(follow_definitions(Arc::downgrade(&host.machines), host.shared.config.definitions.clone()));
+        tokio::spawn(folder::follow(host.downgrade(), watch));
         Ok(host)
     }
 
     pub(crate) fn downgrade(&self) -> WeakHost {
-        WeakHost { shared: self.shared.clone(), machines: Arc::downgrade(&self.machines), jobs: self.jobs.clone() }
+        let (shared, machines) = (Arc::downgrade(&self.shared), Arc::downgrade(&self.machines));
+        WeakHost { shared, machines, jobs: self.jobs.downgrade() }
     }
 
     /// What takes minutes.
@@ -263,17 +263,21 @@ impl Host {
     /// All VMs, by name.
     #[must_use]
     pub fn list(&self) -> Vec<Vm> {
-        let mut vms: Vec<Vm> = lock(&self.machines.vms).values().cloned().collect();
+        let mut vms = self.machines.all();
         vms.sort_by_key(|vm| vm.name().to_lowercase());
         vms
+    }
+
+    /// Says when VMs have come or gone.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<()> {
+        self.machines.watch()
     }
 
     /// The VM of that name, whatever its case, or UUID.
     #[must_use]
     pub fn find(&self, name_or_uuid: &str) -> Option<Vm> {
-        let vms = lock(&self.machines.vms);
-        let by_uuid = Uuid::parse_str(name_or_uuid).ok().and_then(|uuid| vms.get(&uuid));
-        by_uuid.or_else(|| vms.values().find(|vm| same_name(vm.name(), name_or_uuid))).cloned()
+        self.machines.find(name_or_uuid)
     }
 
     /// Adds a VM, and writes its definition.
@@ -282,7 +286,7 @@ impl Host {
     ///
     /// When the definition says what cannot be, its name or UUID is taken, or it cannot be written.
     pub async fn create(&self, mut definition: Definition) -> Result<Vm, HostError> {
-        let _changing = self.machines.changing.lock().await;
+        let _changing = self.machines.change().await;
         definition.settle();
         definition.name_devices_lastingly();
         definition.validate()?;
@@ -299,7 +303,7 @@ impl Host {
         let uuid = definition.uuid;
         // A driver that ended can only have panicked; its VM says so when it is asked.
         let _ = self.add(definition, file).await;
-        lock(&self.machines.vms).get(&uuid).cloned().ok_or_else(|| HostError::Unknown(uuid.to_string()))
+        self.machines.get(uuid).ok_or_else(|| HostError::Unknown(uuid.to_string()))
     }
 
     /// Forgets a VM that is off: its definition and runtime facts. Its disks stay.
@@ -308,18 +312,18 @@ impl Host {
     ///
     /// When there is none of that name or UUID, or it is on.
     pub async fn delete(&self, name_or_uuid: &str) -> Result<(), HostError> {
-        let _changing = self.machines.changing.lock().await;
+        let _changing = self.machines.change().await;
         let vm = self.find(name_or_uuid).ok_or_else(|| HostError::Unknown(name_or_uuid.into()))?;
         vm.delete().await?;
         vm.checkpoint_keeper().remove();
-        lock(&self.machines.vms).remove(&vm.uuid());
+        self.machines.remove(vm.uuid());
         Ok(())
     }
 
     /// The definitions that were refused.
     #[must_use]
     pub fn problems(&self) -> Vec<DefinitionError> {
-        lock(&self.machines.problems).clone()
+        self.machines.problems()
     }
 
     /// The host's memory at the last tick; none while no VM with dynamic memory is on. What each VM has is told by
@@ -349,7 +353,7 @@ impl Host {
             if self.machines.taken(&definition).is_none() && Process::find(&folder).is_ok_and(|found| found.is_some()) {
                 tracing::warn!(vm = definition.name, "it runs without a definition that can be read");
                 let file = self.definition_file(&definition);
-                lock(&self.machines.problems).retain(|problem| problem.file != file);
+                self.machines.forget_problem(&file);
                 waits.push(self.add(definition, file));
             }
         }
@@ -361,10 +365,9 @@ impl Host {
     }
 
     fn add(&self, definition: Definition, file: PathBuf) -> tokio::sync::oneshot::Receiver<()> {
-        let uuid = definition.uuid;
         let (vm, ready) = Vm::spawn(self.shared.clone(), definition, file);
         checkpoints::keep_time(&vm);
-        lock(&self.machines.vms).insert(uuid, vm);
+        self.machines.insert(vm);
         ready
     }
 }
@@ -372,64 +375,8 @@ impl Host {
 impl WeakHost {
     /// The host, while anybody else has it.
     pub(crate) fn upgrade(&self) -> Option<Host> {
-        let machines = self.machines.upgrade()?;
-        Some(Host { shared: self.shared.clone(), machines, jobs: self.jobs.clone() })
-    }
-}
-
-impl Machines {
-    fn load(&self, file: &Path) -> Result<Definition, DefinitionError> {
-        let definition = Definition::load(file)?;
-        if file.file_stem().is_none_or(|stem| stem != definition.name.as_str()) {
-            let reason = format!("the file of a VM named {:?} is \"{}.toml\"", definition.name, definition.name);
-            return Err(DefinitionError::whole(file, reason));
-        }
-        match self.taken(&definition) {
-            Some(what) => Err(DefinitionError::whole(file, format!("another VM has the same {what}"))),
-            None => Ok(definition),
-        }
-    }
-
-    fn taken(&self, definition: &Definition) -> Option<&'static str> {
-        let vms = lock(&self.vms);
-        if vms.values().any(|vm| same_name(vm.name(), &definition.name)) {
-            return Some("name");
-        }
-        vms.contains_key(&definition.uuid).then_some("uuid")
-    }
-
-    /// Sees which files in the folder of the definitions are not those of VMs.
-    async fn look_for_strangers(&self, folder: &Path) {
-        // None is seen half made.
-        let _changing = self.changing.lock().await;
-        let known: Vec<PathBuf> = lock(&self.vms).values().map(|vm| vm.definition_path().into()).collect();
-        let files = definition_files(folder).unwrap_or_default();
-        let strangers = files.into_iter().filter(|file| !known.contains(file));
-        let problems: Vec<_> =
-            strangers.map(|file| self.load(&file).map_or_else(|problem| problem, |_| late(&file))).collect();
-        let mut told = lock(&self.problems);
-        for problem in problems.iter().filter(|problem| !told.contains(problem)) {
-            tracing::warn!(%problem, "definition refused");
-        }
-        *told = problems;
-    }
-}
-
-fn late(file: &Path) -> DefinitionError {
-    DefinitionError::whole(file, "came while the gateway runs; it is a VM when the gateway is started again")
-}
-
-/// Notices files that are edited by hand, until the host has ended.
-async fn follow_definitions(machines: Weak<Machines>, folder: PathBuf) {
-    let mut watch = FolderWatch::new(&folder);
-    loop {
-        watch.changed().await;
-        let Some(machines) = machines.upgrade() else { return };
-        let vms: Vec<Vm> = lock(&machines.vms).values().cloned().collect();
-        for vm in vms {
-            vm.look_at_definition().await;
-        }
-        machines.look_for_strangers(&folder).await;
+        let (shared, machines) = (self.shared.upgrade()?, self.machines.upgrade()?);
+        Some(Host { shared, machines, jobs: self.jobs.upgrade()? })
     }
 }
 
@@ -444,28 +391,7 @@ impl HostShared {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn same_name(a: &str, b: &str) -> bool {
-    a.to_lowercase() == b.to_lowercase()
-}
-
 /// QEMU has another working folder than we.
 fn absolute(path: &Path) -> Result<PathBuf, HostError> {
     std::path::absolute(path).map_err(|error| HostError::Io { path: path.into(), error })
-}
-
-/// The definitions in `folder`, in the order of their names: of two that exclude each other the first counts.
-fn definition_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "toml") {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
 }
