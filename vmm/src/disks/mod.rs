@@ -45,8 +45,8 @@ pub(crate) use hyperv::{file_parameters, kind_of_vhd, metadata_region};
 pub use info::{BackingImage, ImageInfo, ImageSnapshot};
 pub(crate) use info::{Described, describe};
 pub(crate) use overlay::{
-    backing_of, is_empty, laid_on, make_overlay, replay, replay_below, require_disks_writable, require_writable,
-    same_file,
+    backing_of, is_empty, laid_on, make_overlay, repair_counts, replay, replay_below, require_disks_writable,
+    require_writable, same_file,
 };
 pub(crate) use qemu_img::{PercentReader, QemuImg};
 pub use resize::{NewSize, Resize};

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::json;
@@ -127,6 +128,31 @@ pub(crate) async fn replay_below(program: &QemuImg, definition: &Definition) -> 
         }
     }
     Ok(())
+}
+
+/// Repairs the qcow2 images of a VM's disks whose last user died while it counted their clusters late. QEMU would do it when
+/// it opens them, and a large image takes longer than its start may.
+pub(crate) async fn repair_counts(
+    program: &QemuImg,
+    definition: &Definition,
+    deadline: Duration,
+) -> Result<(), DiskError> {
+    for disk in definition.disks.iter().filter(|disk| !disk.readonly && disk.format == DiskFormat::Qcow2) {
+        let Some(path) = disk.source.path().filter(|path| counts_late(path).unwrap_or(false)) else { continue };
+        tracing::info!(image = %path.display(), "an image that was not closed in order is repaired");
+        let mut arguments: Vec<OsString> = ["check", "-q", "-r", "all", "-f", "qcow2", "--"].map(Into::into).into();
+        arguments.push(path.into());
+        program.ask_within(deadline, arguments).await?;
+    }
+    Ok(())
+}
+
+/// Whether a qcow2 image says that its counts are not to be trusted.
+fn counts_late(path: &Path) -> io::Result<bool> {
+    let head = read_at(&mut File::open(path)?, 0, HEAD)?;
+    let is_later = head.starts_with(b"QFI\xfb") && number(&head, 4).is_some_and(|version| version >= 3);
+    // The lowest bit of its incompatible features.
+    Ok(is_later && number(&head, 76).is_some_and(|features| features & 1 == 1))
 }
 
 /// Has what the log of a VHDX holds reach its tables.
@@ -303,6 +329,29 @@ mod tests {
         replay_below(&program(), &definition).await.expect("completed");
         let read = ["-r", "-f", "qcow2", "-c", "read -P 3 0 4k"];
         let read = Command::new("qemu-io").args(read).arg(overlay.path()).output().expect("qemu-io runs");
+        assert!(read.status.success() && !String::from_utf8_lossy(&read.stdout).contains("failed"), "{read:?}");
+    }
+
+    #[tokio::test]
+    async fn an_image_whose_clusters_were_to_be_counted_later_is_repaired_before_it_is_used() {
+        let folder = Folder::new("late");
+        let path = folder.0.join("a.qcow2");
+        let made = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&path).arg("1M").status();
+        assert!(made.expect("qemu-img runs").success());
+        let options = format!("driver=qcow2,lazy-refcounts=on,file.driver=file,file.filename={}", path.display());
+        let killed = ["-c", "write -P 4 0 64k", "-c", "flush", "-c", "abort", "--image-opts", &options];
+        assert!(!Command::new("qemu-io").args(killed).output().expect("qemu-io runs").status.success());
+        assert!(counts_late(&path).expect("read"));
+        let disk = Disk::new(path.clone(), DiskFormat::Qcow2, DiskBus::Virtio);
+        let definition = Definition { disks: vec![disk], ..Definition::new("demo", uuid::Uuid::nil()) };
+        for _ in 0..2 {
+            repair_counts(&program(), &definition, Duration::from_secs(60)).await.expect("repaired");
+            assert!(!counts_late(&path).expect("read"));
+        }
+        let checked = Command::new("qemu-img").args(["check", "-q", "-f", "qcow2"]).arg(&path).status();
+        assert!(checked.expect("qemu-img runs").success());
+        let read = Command::new("qemu-io").args(["-r", "-f", "qcow2", "-c", "read -P 4 0 64k"]).arg(&path).output();
+        let read = read.expect("qemu-io runs");
         assert!(read.status.success() && !String::from_utf8_lossy(&read.stdout).contains("failed"), "{read:?}");
     }
 

@@ -87,7 +87,7 @@ async fn a_guest_goes_back_whatever_its_disks_are() {
         leave_snapshots,
     };
     let refused = disks.move_disk(&vm, "disk1", movement(false)).await.expect_err("checkpoints would stay behind");
-    assert!(refused.to_string().contains("holds 2 snapshots, which would stay behind"), "{refused}");
+    assert!(refused.to_string().contains("holds 2 checkpoints of the VM"), "{refused}");
     let overlays = paths(&vm);
     let job = ends(&host, checkpoints.delete("first").await.expect("begun")).await;
     assert_eq!((job.result, paths(&vm)), (Some(json!({ "checkpoint": "first" })), overlays.clone()));

@@ -190,10 +190,11 @@ impl Driver {
     }
 
     fn jobs(&self) -> Result<Jobs, Trouble> {
-        let disks = snapshot::disks(&self.definition.current()).map_err(Trouble::Refused)?;
+        let definition = self.definition.current();
+        let disks = snapshot::disks(&definition).map_err(Trouble::Refused)?;
         let machine = self.machine.as_ref().ok_or_else(|| Trouble::Refused("it is off".into()))?;
         let qmp = machine.qmp().ok_or_else(|| Trouble::Failed("QEMU's monitor is closed".into()))?;
-        Ok(Jobs { qmp, disks, deadline: self.host.config.deadlines.snapshot })
+        Ok(Jobs { qmp, disks, definition, deadline: self.host.config.deadlines.snapshot })
     }
 
     pub(super) fn overlays(&self) -> Result<Overlays, Trouble> {
@@ -215,7 +216,7 @@ impl Driver {
 }
 
 async fn save(
-    jobs: Jobs,
+    mut jobs: Jobs,
     overlays: Overlays,
     bus: Arc<BusShared>,
     tag: SnapshotTag,
@@ -225,6 +226,8 @@ async fn save(
         return Err(is_there(&tag));
     }
     lay(&overlays).await?;
+    // Some are other files now.
+    jobs.definition = overlays.definition.current();
     // A guest that stands still has nothing under way that could come to an end.
     let _at_rest = if running { Some(bus.quiesce(QuiesceReason::Save).await) } else { None };
     unless_closed(jobs.save(&tag)).await

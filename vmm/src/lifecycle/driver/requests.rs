@@ -10,7 +10,9 @@ use tokio::time::Instant;
 use super::{Driver, Failures, RequestId, Trouble, VmState};
 use crate::accelerator::AcceleratorReport;
 use crate::definition::{Accelerator, Definition, sync_folder};
-use crate::disks::{DiskError, QemuImg, is_block_device, replay_below, require_disks_writable, require_free};
+use crate::disks::{
+    DiskError, QemuImg, is_block_device, repair_counts, replay_below, require_disks_writable, require_free,
+};
 use crate::engine::{
     DISPLAY_DEVICE, Launch, MONITORS_IN_ORDER, QmpError, RuntimeFolder, TpmPlan, arguments, check_network,
     connect_network, flash,
@@ -99,6 +101,9 @@ impl Driver {
         if let Err(error) = replay_below(&program, definition).await {
             // QEMU says itself what it cannot read.
             tracing::warn!(%error, "an image below a disk is left as it is");
+        }
+        if let Err(error) = repair_counts(&program, definition, self.host.config.deadlines.snapshot).await {
+            tracing::warn!(%error, "an image is left as it is");
         }
         Ok(())
     }

@@ -17,7 +17,9 @@ use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::{Part, Snapshot, SnapshotDisk, SnapshotTag, assemble};
-use crate::engine::{Qmp, QmpError, node_name};
+use crate::definition::Definition;
+use crate::disks::is_block_device;
+use crate::engine::{Qmp, QmpError, node, node_name};
 use crate::lifecycle::disks::Drives;
 
 const SAVE: &str = "snapshot-save";
@@ -47,6 +49,8 @@ pub(in crate::lifecycle) struct Jobs {
     pub(in crate::lifecycle) qmp: Arc<Qmp>,
     /// The disks that belong to the state. The first keeps the memory, too.
     pub(in crate::lifecycle) disks: Vec<SnapshotDisk>,
+    /// What the disks are.
+    pub(in crate::lifecycle) definition: Arc<Definition>,
     /// How long each may take.
     pub(in crate::lifecycle) deadline: Duration,
 }
@@ -68,9 +72,43 @@ impl Jobs {
 
     /// Saves the state as it is now. Processors that run stand still until it is done.
     ///
+    /// Where QEMU went back to a state, it puts the next in its place, and takes the old one's clusters one by one from the
+    /// counts of what is used, each time waiting for the disk. It counts later instead: when it is done, or, if it dies
+    /// before, when the image is opened next.
+    pub(in crate::lifecycle) async fn save(&self, tag: &SnapshotTag) -> Result<(), QmpError> {
+        let counts_later = self.count(Some(true)).await;
+        if let Err(error) = &counts_later {
+            tracing::debug!(%error, "QEMU counts while it saves");
+        }
+        let saved = self.save_in_place(tag).await;
+        // A QEMU that is silent counts later until the next.
+        if counts_later.is_ok()
+            && !matches!(saved, Err(QmpError::TimedOut { .. }))
+            && let Err(error) = self.count(None).await
+        {
+            tracing::warn!(%error, "QEMU goes on to count clusters late");
+        }
+        saved
+    }
+
+    /// Has QEMU count clusters `later` in the image that keeps the memory; none: as the image says.
+    async fn count(&self, later: Option<bool>) -> Result<(), QmpError> {
+        let (names, nodes) = (self.names().await?, self.nodes().await?);
+        let disk = self.disks.first().and_then(|disk| self.definition.disk(&disk.id));
+        let (Some(disk), Some(name)) = (disk, names.first()) else { return Ok(()) };
+        let mut options = node(disk, name, is_block_device);
+        if let Some(later) = later {
+            options["lazy-refcounts"] = later.into();
+        }
+        if let Some(below) = below(&nodes, name) {
+            options["backing"] = below.into();
+        }
+        self.execute("blockdev-reopen", json!({ "options": [options] })).await.map(drop)
+    }
+
     /// QEMU refuses that with an image of another format among those below the disks: it saves as if for another QEMU, which
     /// could know less of that image. Nothing of this goes elsewhere.
-    pub(in crate::lifecycle) async fn save(&self, tag: &SnapshotTag) -> Result<(), QmpError> {
+    async fn save_in_place(&self, tag: &SnapshotTag) -> Result<(), QmpError> {
         if !self.is_kept_by_formats().await? {
             return self.run(SAVE, tag).await;
         }
@@ -227,6 +265,14 @@ fn parts(nodes: &[NodeInfo], node: &str) -> Vec<Part> {
     image.into_iter().flat_map(|image| &image.snapshots).filter_map(SnapshotInfo::to_part).collect()
 }
 
+/// The node that an image stands on, if it stands on any.
+fn below<'a>(nodes: &'a [NodeInfo], node: &str) -> Option<&'a str> {
+    let image = &nodes.iter().find(|info| info.name.as_deref() == Some(node))?.image;
+    let file = image.full_below.as_ref().or(image.below.as_ref())?;
+    let is_it = |info: &&NodeInfo| info.file.as_ref() == Some(file) && info.driver == image.below_format;
+    nodes.iter().find(is_it)?.name.as_deref()
+}
+
 /// The entries of a list that are what they should be.
 fn entries<T: for<'a> Deserialize<'a>>(list: &Value) -> Vec<T> {
     list.as_array().into_iter().flatten().filter_map(|entry| T::deserialize(entry).ok()).collect()
@@ -248,6 +294,9 @@ struct JobInfo {
 struct NodeInfo {
     #[serde(rename = "node-name")]
     name: Option<String>,
+    #[serde(rename = "drv")]
+    driver: Option<String>,
+    file: Option<String>,
     image: ImageInfo,
 }
 
@@ -255,6 +304,12 @@ struct NodeInfo {
 struct ImageInfo {
     #[serde(default, deserialize_with = "lenient")]
     snapshots: Vec<SnapshotInfo>,
+    #[serde(rename = "backing-filename")]
+    below: Option<String>,
+    #[serde(rename = "full-backing-filename")]
+    full_below: Option<String>,
+    #[serde(rename = "backing-filename-format")]
+    below_format: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -278,9 +333,11 @@ impl SnapshotInfo {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
+    use crate::definition::{Disk, DiskBus, DiskFormat};
     use crate::engine::obliging_qemu;
 
     const DEADLINE: Duration = Duration::from_secs(60);
@@ -313,7 +370,49 @@ mod tests {
             }
         });
         let (qmp, _) = Qmp::open(stream, DEADLINE).await.expect("opens");
-        Jobs { qmp: Arc::new(qmp), disks: vec![disk("image0"), disk("image2")], deadline: DEADLINE }
+        of(qmp, &["image0", "image2"])
+    }
+
+    /// Jobs for disks that no definition has.
+    fn of(qmp: Qmp, disks: &[&str]) -> Jobs {
+        let definition = Arc::new(Definition::new("demo", Uuid::nil()));
+        let disks = disks.iter().map(|id| disk(id)).collect();
+        Jobs { qmp: Arc::new(qmp), disks, definition, deadline: DEADLINE }
+    }
+
+    #[tokio::test]
+    async fn clusters_are_counted_later_while_a_state_is_saved() {
+        let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let (noted, mut id) = (told.clone(), Value::Null);
+        let stream = obliging_qemu(move |command, arguments| match command {
+            "query-jobs" => json!([{ "id": id, "status": "concluded" }]),
+            "query-named-block-nodes" => json!([
+                { "node-name": "file", "drv": "file", "file": "/base", "image": {} },
+                { "node-name": "#block7", "drv": "raw", "file": "/base", "image": {} },
+                { "node-name": "disk0.0", "drv": "qcow2", "file": "/a",
+                  "image": { "backing-filename": "/base", "backing-filename-format": "raw" } },
+            ]),
+            "blockdev-reopen" => {
+                let options = &arguments["options"][0];
+                let told = json!([options["node-name"], options["lazy-refcounts"], options["backing"]]);
+                noted.lock().expect("unharmed").push(told);
+                json!({})
+            }
+            "snapshot-save" => {
+                noted.lock().expect("unharmed").push(json!("save"));
+                id = arguments["job-id"].clone();
+                json!({})
+            }
+            _ => json!({}),
+        });
+        let (qmp, _) = Qmp::open(stream, DEADLINE).await.expect("opens");
+        let mut definition = Definition::new("demo", Uuid::nil());
+        definition.disks.push(Disk::new(PathBuf::from("/a"), DiskFormat::Qcow2, DiskBus::Virtio));
+        definition.settle();
+        let jobs = Jobs { definition: Arc::new(definition), ..of(qmp, &["disk0"]) };
+        jobs.save(&tag("a")).await.expect("saved");
+        let reopened = |later| json!(["disk0.0", later, "#block7"]);
+        assert_eq!(*told.lock().expect("unharmed"), [reopened(json!(true)), json!("save"), reopened(Value::Null)]);
     }
 
     #[tokio::test]
@@ -365,7 +464,7 @@ mod tests {
             json!([{ "id": "fanlight-x", "status": if looks < 3 { "running" } else { "concluded" } }])
         });
         let (qmp, mut events) = Qmp::open(stream, DEADLINE).await.expect("opens");
-        let jobs = Jobs { qmp: Arc::new(qmp), disks: vec![disk("image0")], deadline: DEADLINE };
+        let jobs = of(qmp, &["image0"]);
         assert_eq!(jobs.list_settled().await.expect("listed"), []);
         assert!(events.try_recv().is_err());
     }
@@ -389,7 +488,7 @@ mod tests {
                 _ => json!([]),
             });
             let (qmp, _) = Qmp::open(stream, DEADLINE).await.expect("opens");
-            let jobs = Jobs { qmp: Arc::new(qmp), disks: vec![disk("disk0")], deadline: DEADLINE };
+            let jobs = of(qmp, &["disk0"]);
             jobs.save(&tag("a")).await.expect_err("this QEMU has no jobs");
             assert_eq!(*told.lock().expect("unharmed"), modes);
         }
@@ -426,7 +525,7 @@ mod tests {
             _ => json!([]),
         });
         let (qmp, _) = Qmp::open(stream, DEADLINE).await.expect("opens");
-        let jobs = Jobs { qmp: Arc::new(qmp), disks: vec![disk("disk0"), disk("disk1")], deadline: DEADLINE };
+        let jobs = of(qmp, &["disk0", "disk1"]);
         jobs.save(&tag("a")).await.expect_err("this QEMU has no jobs");
         assert_eq!(seen.await.expect("asked"), (json!(["disk0.3", "disk1.0"]), json!("disk0.3")));
     }
