@@ -17,6 +17,7 @@
 //! * `disks`: images that no VM has to run for: made, described, converted, resized,
 //! * `library`: VMs that are ready to be started, and making them,
 //! * `jobs`: what takes minutes: progress, cancelling, and what a killed gateway left,
+//! * `again`: those that begin again with the next gateway,
 //! * `files`: files that are whole or not there,
 //! * `display`: pictures and cursors out of QEMU, keys and pointers into it,
 //! * `bus`: the port and the memory by which the agent in the guest is reached.
@@ -24,6 +25,7 @@
 //! Nothing here knows RDP; what passes to and from a remote desktop are the nouns of `console`.
 
 mod accelerator;
+mod again;
 mod bus;
 mod checkpoints;
 mod definition;

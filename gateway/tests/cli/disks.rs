@@ -140,7 +140,7 @@ fn a_copy_goes_on_when_nobody_waits_and_stops_when_cancelled() {
 }
 
 #[test]
-fn a_service_that_is_stopped_or_killed_leaves_no_half_copy() {
+fn a_copy_begins_again_with_the_next_service_and_no_half_of_it_is_left() {
     let state = State::new();
     let source = random_file(state.path(), 100 * MIB);
     let service = state.serve();
@@ -150,26 +150,31 @@ fn a_service_that_is_stopped_or_killed_leaves_no_half_copy() {
     assert_eq!(images(state.path()), ["source.img"]);
 
     let mut service = state.serve();
-    let stopped = state.json("job show 1");
-    assert_eq!(
-        (&stopped["state"], stopped["problem"].as_str().unwrap()),
-        (&"interrupted".into(), "the gateway stopped; nothing is left of it")
-    );
-    state.json(&format!("{} --detach", slow_copy(&source, "1M")));
+    assert_eq!(state.json("job show 1")["state"], "running");
     copying(&state);
     service.signal(Signal::KILL);
     service.wait();
     assert_eq!(images(state.path()).len(), 3, "what a killed process was at is still there");
 
-    let waiting = started(&state, "job wait 2");
-    let _service = state.serve();
+    let waiting = started(&state, "job wait 1");
+    let service = state.serve();
+    copying(&state);
+    assert_eq!(images(state.path()).len(), 3, "what it was at is gone, and it is at it again");
+    assert_eq!(state.run("job cancel 1").code, 0);
     let (code, says) = waiting.wait_with_output_soon();
-    assert!(matches!(code, Some(1 | 5)), "{says}");
-    let killed = state.json("job show 2");
-    let problem = killed["problem"].as_str().unwrap();
-    assert!(problem.starts_with("the gateway ended while it ran; removed what it had made: /"), "{problem}");
+    assert!(code == Some(4) && says.contains("job 1 was cancelled"), "{code:?} {says}");
     assert_eq!(images(state.path()), ["source.img"]);
-    assert!(!still_runs(&source), "the program that copied has ended");
+    assert!(!still_runs(&source), "the programs that copied have ended");
+
+    // What it needs has gone meanwhile.
+    state.json(&format!("{} --detach", slow_copy(&source, "1M")));
+    copying(&state);
+    service.stop();
+    fs::remove_file(&source).unwrap();
+    let _service = state.serve();
+    let failed = state.json("job show 2");
+    let problem = failed["problem"].as_str().unwrap();
+    assert!(failed["state"] == "failed" && problem.contains("it cannot begin again"), "{failed}");
 }
 
 /// Whether a process has the file open.

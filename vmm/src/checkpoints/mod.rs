@@ -181,7 +181,7 @@ impl Checkpoints {
         // What can be told before anything has begun is told at once.
         work::check(&self.vm, &work).await?;
         let target = format!("{} of {}", work.name(), self.vm.name());
-        let new = NewJob { kind, target, vm: Some(self.vm.name().into()) };
+        let new = NewJob { kind, target, vm: Some(self.vm.name().into()), again: None };
         let (vm, disks) = (self.vm.clone(), self.disks.clone());
         let job = self.jobs.spawn(new, |job: JobHandle| async move {
             let name = work.name().to_owned();

@@ -9,8 +9,9 @@ use super::create::{Layout, layout_options};
 use super::output::Output;
 use super::qemu_img::Progress;
 use super::{DiskError, Disks, ImageInfo, absolute};
+use crate::again::Again;
 use crate::definition::DiskFormat;
-use crate::jobs::{Job, JobHandle, JobKind, Leftover, NewJob, Unfinished};
+use crate::jobs::{Job, JobHandle, JobId, JobKind, Leftover, NewJob, Unfinished};
 
 /// An image to copy into another format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +43,12 @@ impl Disks {
     /// When the target is there already, there is no space, somebody writes to the source, or the request says what
     /// cannot be.
     pub async fn convert(&self, request: Convert) -> Result<Job, DiskError> {
+        self.convert_as(None, request).await
+    }
+
+    /// The same as the job that it is already, if there is one.
+    pub(crate) async fn convert_as(&self, job: Option<JobId>, request: Convert) -> Result<Job, DiskError> {
+        let again = Again::Convert(request.clone()).in_json();
         absolute(&request.source)?;
         absolute(&request.target)?;
         let unclear =
@@ -54,9 +61,9 @@ impl Disks {
         require_space(&request.target, self.bytes_in(&source).await?)?;
         let output = Output::claim(&request.target)?;
         let target = format!("{} to {}", source.path.display(), request.target.display());
-        let new = NewJob { kind: JobKind::DiskConvert, target, vm: None };
+        let new = NewJob { kind: JobKind::DiskConvert, target, vm: None, again };
         let disks = self.clone();
-        let job = self.host.jobs().spawn(new, |job| async move {
+        let job = self.host.jobs().spawn_as(job, new, |job| async move {
             job.step("copying");
             let arguments = arguments(&source, format, request.layout, request.rate, output.path());
             disks.copy(arguments, source.size, &output, &job).await?;

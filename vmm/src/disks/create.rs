@@ -12,8 +12,9 @@ use super::info::describe;
 use super::output::{Output, claim};
 use super::qemu_img::Progress;
 use super::{DiskError, Disks, ImageInfo, Made, absolute, convert};
+use crate::again::Again;
 use crate::definition::{DiskFormat, DiskSource, Remote};
-use crate::jobs::{JobHandle, JobKind, NewJob, Unfinished};
+use crate::jobs::{JobHandle, JobId, JobKind, NewJob, Unfinished};
 
 /// Sectors: sizes are multiples of it.
 const SECTOR: u64 = 512;
@@ -112,16 +113,22 @@ impl Disks {
     ///
     /// When something is there already, the request says what cannot be, or it cannot be written.
     pub async fn create(&self, image: NewImage) -> Result<Made, DiskError> {
+        self.create_as(None, image).await
+    }
+
+    /// The same as the job that it is already, if there is one.
+    pub(crate) async fn create_as(&self, job: Option<JobId>, image: NewImage) -> Result<Made, DiskError> {
+        let again = Again::Create(image.clone()).in_json();
         let plan = self.plan(image).await?;
         if plan.preallocation == Preallocation::Off {
             return self.create_now(&plan).await.map(|info| Made::Image(Box::new(info)));
         }
         convert::require_space(&plan.path, plan.size)?;
         let output = Output::claim(&plan.path)?;
-        let new = NewJob { kind: JobKind::DiskCreate, target: plan.path.display().to_string(), vm: None };
+        let new = NewJob { kind: JobKind::DiskCreate, target: plan.path.display().to_string(), vm: None, again };
         let disks = self.clone();
-        let job = self.host.jobs().spawn(new, |job| async move { disks.create_reserved(&plan, output, &job).await });
-        Ok(Made::Job(Box::new(job.await?)))
+        let work = |job| async move { disks.create_reserved(&plan, output, &job).await };
+        Ok(Made::Job(Box::new(self.host.jobs().spawn_as(job, new, work).await?)))
     }
 
     /// Decides what the request leaves open.

@@ -9,8 +9,9 @@ use super::convert::{check_chain, require_space};
 use super::create::{MAX_SIZE, layout_options, round_up};
 use super::output::Output;
 use super::{DiskError, Disks, ImageInfo, Made, absolute, real};
+use crate::again::Again;
 use crate::definition::DiskFormat;
-use crate::jobs::{Job, JobHandle, JobKind, NewJob, Unfinished};
+use crate::jobs::{Job, JobHandle, JobId, JobKind, NewJob, Unfinished};
 
 /// An image to make larger or smaller.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +47,11 @@ impl Disks {
     /// When somebody has it open, something stands on it, it would become smaller and nobody asked for that, or it
     /// cannot be written.
     pub async fn resize(&self, request: Resize) -> Result<Made, DiskError> {
+        self.resize_as(None, request).await
+    }
+
+    /// The same as the job that it is already, if there is one.
+    pub(crate) async fn resize_as(&self, job: Option<JobId>, request: Resize) -> Result<Made, DiskError> {
         absolute(&request.path)?;
         let path = real(&request.path)?;
         let image = self.info(&path, request.format).await?;
@@ -65,7 +71,7 @@ impl Disks {
         match image.format {
             DiskFormat::Raw | DiskFormat::Qcow2 => self.resize_in_place(&image, size).await,
             DiskFormat::Vhd | DiskFormat::Vhdx if size >= image.size => {
-                self.resize_by_copy(image, size).await.map(|job| Made::Job(Box::new(job)))
+                self.resize_by_copy(job, image, size).await.map(|job| Made::Job(Box::new(job)))
             }
             format => {
                 Err(DiskError::invalid(format!("{} images cannot be made smaller or larger here", format.word())))
@@ -84,14 +90,20 @@ impl Disks {
     }
 
     /// QEMU cannot stretch these: a larger one is made, and takes the place of the one that is there.
-    async fn resize_by_copy(&self, image: ImageInfo, size: u64) -> Result<Job, DiskError> {
+    async fn resize_by_copy(&self, job: Option<JobId>, image: ImageInfo, size: u64) -> Result<Job, DiskError> {
         check_chain(&image)?;
         require_space(&image.path, self.bytes_in(&image).await?)?;
         let output = Output::replace(&image.path)?;
         let target = format!("{} to {size} bytes", image.path.display());
-        let new = NewJob { kind: JobKind::DiskResize, target, vm: None };
+        // By how much it shall grow has been settled.
+        let (path, format) = (image.path.clone(), Some(image.format));
+        let again = Again::Resize(Resize { path, format, size: NewSize::To(size), shrink: false }).in_json();
+        let new = NewJob { kind: JobKind::DiskResize, target, vm: None, again };
         let disks = self.clone();
-        let job = self.host.jobs().spawn(new, |job| async move { disks.copy_larger(&image, size, output, &job).await });
+        let job = self
+            .host
+            .jobs()
+            .spawn_as(job, new, |job| async move { disks.copy_larger(&image, size, output, &job).await });
         Ok(job.await?)
     }
 

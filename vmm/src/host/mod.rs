@@ -207,6 +207,7 @@ impl Host {
         for vm in host.list() {
             checkpoints::take_over(&vm, &host.jobs, &host.downgrade());
         }
+        host.begin_again().await;
         host.jobs.interrupt_orphans().await;
         tokio::spawn(folder::follow(host.downgrade(), watch));
         Ok(host)

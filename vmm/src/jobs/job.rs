@@ -107,6 +107,8 @@ pub struct NewJob {
     pub target: String,
     /// The VM it belongs to.
     pub vm: Option<String>,
+    /// What was asked, for a later gateway that begins it again when this one ends under it; none: it does not.
+    pub again: Option<Value>,
 }
 
 /// Why a job ended before its work was done.
@@ -126,6 +128,16 @@ pub(super) struct Record {
     pub(super) job: Job,
     #[serde(default)]
     pub(super) leftovers: Vec<Leftover>,
+    /// As in [`NewJob`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) again: Option<Value>,
+}
+
+impl Record {
+    /// What was asked, if a later gateway shall do it.
+    pub(super) fn to_begin_again(&self) -> Option<&Value> {
+        self.again.as_ref().filter(|_| self.job.state == JobState::Running)
+    }
 }
 
 impl JobState {

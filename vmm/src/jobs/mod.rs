@@ -141,6 +141,40 @@ impl Jobs {
         Ok(job)
     }
 
+    /// The same for what was asked of an earlier gateway, if `again` is a job of that.
+    pub(crate) async fn spawn_as<F, W>(&self, again: Option<JobId>, new: NewJob, work: F) -> Result<Job, JobsError>
+    where
+        F: FnOnce(JobHandle) -> W,
+        W: Future<Output = Result<Option<Value>, Unfinished>> + Send + 'static,
+    {
+        let Some(id) = again else { return self.spawn(new, work).await };
+        self.adopt(id, work).ok_or(JobsError::Unknown(id))?;
+        self.get(id).ok_or(JobsError::Unknown(id))
+    }
+
+    /// The jobs of an earlier gateway that are to begin again, and what was asked. What they had made is cleared away.
+    pub(crate) async fn to_begin_again(&self) -> Vec<(JobId, Value)> {
+        let mut jobs = Vec::new();
+        let orphans = self.registry().orphans();
+        for id in orphans {
+            let Some(record) = self.registry().get(id).cloned() else { continue };
+            let Some(asked) = record.to_begin_again().cloned() else { continue };
+            let clear = move || leftover::clear(&record.leftovers);
+            let cleared = tokio::task::spawn_blocking(clear).await.unwrap_or_default();
+            if cleared.complete {
+                self.finish(id, Outcome::Done(None)).await;
+            } else if cleared.kept.is_empty() {
+                jobs.push((id, asked));
+            }
+        }
+        jobs
+    }
+
+    /// Ends a job of an earlier gateway that cannot begin again.
+    pub(crate) async fn give_up(&self, id: JobId, reason: String) {
+        self.finish(id, Outcome::Failed(reason)).await;
+    }
+
     /// Whether it is one on which nobody works, though it has not ended.
     pub(crate) fn is_orphan(&self, id: JobId) -> bool {
         self.registry().orphans().contains(&id)
@@ -174,17 +208,24 @@ impl Jobs {
             let outcome = match task.await {
                 Ok(Ok(result)) => Outcome::Done(result),
                 Ok(Err(Unfinished::Failed(reason))) => Outcome::Failed(reason),
-                Ok(Err(Unfinished::Left)) => {
-                    jobs.registry().release(id);
-                    jobs.changed();
-                    return;
-                }
+                Ok(Err(Unfinished::Left)) => return jobs.leave_to_the_next(id),
+                Ok(Err(Unfinished::Stopped)) if jobs.begins_again(id) => return jobs.leave_to_the_next(id),
                 Ok(Err(Unfinished::Stopped)) => Outcome::Stopped("the gateway stopped; nothing is left of it".into()),
                 // Whatever it was, it is ours, and the log has it.
                 Err(_) => Outcome::Failed("a mistake of Fanlight's ended it".into()),
             };
             jobs.finish(id, outcome).await;
         });
+    }
+
+    fn leave_to_the_next(&self, id: JobId) {
+        self.registry().release(id);
+        self.changed();
+    }
+
+    /// Whether the next gateway begins it again when this one ends.
+    fn begins_again(&self, id: JobId) -> bool {
+        self.registry().get(id).is_some_and(|record| record.to_begin_again().is_some())
     }
 
     /// All jobs that are remembered, the latest first.

@@ -95,7 +95,7 @@ impl Registry {
             result: None,
             revision: 1,
         };
-        self.entries.insert(id, Entry::new(Record { job, leftovers: Vec::new() }, true));
+        self.entries.insert(id, Entry::new(Record { job, leftovers: Vec::new(), again: new.again }, true));
         Some(id)
     }
 
@@ -210,6 +210,7 @@ impl Registry {
         job.progress.left = None;
         job.revision += 1;
         entry.record.leftovers.clear();
+        entry.record.again = None;
     }
 
     /// Forgets what ended long ago or is too much, and names it. The greatest number is kept, so that it is not given
@@ -247,7 +248,7 @@ mod tests {
     use super::*;
 
     fn new(target: &str) -> NewJob {
-        NewJob { kind: JobKind::DiskConvert, target: target.into(), vm: None }
+        NewJob { kind: JobKind::DiskConvert, target: target.into(), vm: None, again: None }
     }
 
     fn job(registry: &Registry, id: JobId) -> Job {

@@ -125,7 +125,7 @@ mod tests {
             revision: 4,
         };
         let program = Leftover::Program { pid: 7, start_time: u64::MAX, boot: "b".into() };
-        Record { job, leftovers: vec![program] }
+        Record { job, leftovers: vec![program], again: Some("asked".into()) }
     }
 
     fn folder(name: &str) -> PathBuf {

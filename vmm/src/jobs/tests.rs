@@ -33,7 +33,7 @@ impl Drop for Folder {
 }
 
 fn new() -> NewJob {
-    NewJob { kind: JobKind::DiskConvert, target: "/srv/a.qcow2".into(), vm: None }
+    NewJob { kind: JobKind::DiskConvert, target: "/srv/a.qcow2".into(), vm: None, again: None }
 }
 
 async fn ended(jobs: &Jobs, id: JobId) -> Job {
@@ -136,6 +136,44 @@ async fn what_a_killed_gateway_left_is_told_and_cleared_away() {
     assert_eq!(job.problem, Some(removed));
     assert!(!partial.exists());
     assert_eq!(folder.open().get(id), Some(job), "and that is on disk");
+}
+
+#[tokio::test]
+async fn what_is_to_begin_again_does_with_the_next_gateway_unless_somebody_cancelled_it() {
+    let folder = Folder::new("again");
+    let jobs = folder.open();
+    let (asked, made) = (Some(json!({ "convert": "/srv/a" })), folder.0.join("half"));
+    let again = || NewJob { again: asked.clone(), ..new() };
+    let half = made.clone();
+    let leaves = jobs.spawn(again(), |job: JobHandle| async move {
+        fs::write(&half, "half").expect("written");
+        job.leave(&[Leftover::Partial { file: FileStamp::of(&half).expect("there"), target: "/srv/b".into() }]).await?;
+        job.stopped().await;
+        Err(Unfinished::Stopped)
+    });
+    let leaves = leaves.await.expect("begun").id;
+    let stops = async |job: JobHandle| {
+        job.stopped().await;
+        Err(Unfinished::Stopped)
+    };
+    let cancelled = jobs.spawn(again(), stops).await.expect("begun").id;
+    jobs.cancel(cancelled).expect("in time");
+    assert_eq!(ended(&jobs, cancelled).await.state, JobState::Cancelled);
+    while !made.exists() {
+        tokio::task::yield_now().await;
+    }
+    jobs.stop().await;
+    assert_eq!(jobs.get(leaves).expect("known").state, JobState::Running);
+    drop(jobs);
+
+    let jobs = folder.open();
+    assert_eq!(jobs.to_begin_again().await, [(leaves, asked.clone().expect("asked"))]);
+    assert!(!made.exists(), "what was half made is cleared away");
+    let done = jobs.spawn_as(Some(leaves), again(), async |_| Ok(None)).await.expect("adopted");
+    assert_eq!(done.id, leaves);
+    assert_eq!(ended(&jobs, leaves).await.state, JobState::Done);
+    assert!(jobs.spawn_as(Some(leaves), again(), async |_| Ok(None)).await.is_err(), "it has ended");
+    assert!(jobs.to_begin_again().await.is_empty());
 }
 
 #[tokio::test]

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::{CHECKSUMS, DEFINITION, LibraryError, SIZES, VARIABLES, checksums, entry};
+use crate::again::Again;
 use crate::definition::{Definition, DiskFormat, DiskSource, replace_file, sync_folder};
 use crate::disks::require_space;
 use crate::host::{Host, HostError};
-use crate::jobs::{FileStamp, Job, JobHandle, JobKind, Leftover, NewJob, Unfinished};
+use crate::jobs::{FileStamp, Job, JobHandle, JobId, JobKind, Leftover, NewJob, Unfinished};
 use crate::lifecycle::{Hold, Monitor};
 use crate::vm::Vm;
 
@@ -44,6 +45,11 @@ impl Host {
     /// When there is no such VM, it is on or has a disk on a server, the folder is there or cannot be made, there is no room,
     /// or there can be no job.
     pub async fn export(&self, vm: &str, folder: PathBuf) -> Result<Job, LibraryError> {
+        self.export_as(None, vm, folder).await
+    }
+
+    /// The same as the job that it is already, if there is one.
+    pub(crate) async fn export_as(&self, job: Option<JobId>, vm: &str, folder: PathBuf) -> Result<Job, LibraryError> {
         let vm = self.find(vm).ok_or_else(|| HostError::Unknown(vm.into()))?;
         let definition = Definition::clone(&vm.wanted_definition());
         let unfit = |reason: String| LibraryError::Unfit { vm: vm.name().into(), reason };
@@ -62,9 +68,10 @@ impl Host {
         }
         require_space(&folder, needed)?;
         let target = format!("{} to {}", vm.name(), folder.display());
-        let new = NewJob { kind: JobKind::LibraryExport, target, vm: Some(vm.name().into()) };
+        let again = Again::Export { vm: vm.uuid(), folder: folder.clone() }.in_json();
+        let new = NewJob { kind: JobKind::LibraryExport, target, vm: Some(vm.name().into()), again };
         let host = self.clone();
-        let job = self.jobs().spawn(new, |job| async move {
+        let job = self.jobs().spawn_as(job, new, |job| async move {
             let _holds = holds;
             for copy in &copies {
                 host.copy_into(&new_entry, copy, &job).await?;

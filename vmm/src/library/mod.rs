@@ -26,10 +26,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::again::Again;
 use crate::definition::{Definition, Disk, DiskFormat, DiskSource, make_folder, replace_file};
 use crate::disks::{BackingFile, DiskError, Layout, MoveDisk, NewImage, Preallocation};
 use crate::host::{Host, HostError};
-use crate::jobs::{Job, JobKind, JobsError, NewJob};
+use crate::jobs::{Job, JobId, JobKind, JobsError, NewJob};
 use crate::vm::Vm;
 use entry::Entry;
 
@@ -143,11 +144,17 @@ impl Host {
     ///
     /// When it is no entry or has no list, or there can be no job.
     pub async fn verify_entry(&self, folder: PathBuf) -> Result<Job, LibraryError> {
+        self.verify_entry_as(None, folder).await
+    }
+
+    /// The same as the job that it is already, if there is one.
+    pub(crate) async fn verify_entry_as(&self, job: Option<JobId>, folder: PathBuf) -> Result<Job, LibraryError> {
         let entry = Entry::read(&folder)?;
         let sums = checksums::read(&folder)?;
         let needed = entry.files(&entry.vm(None)?);
-        let new = NewJob { kind: JobKind::LibraryVerify, target: folder.display().to_string(), vm: None };
-        let job = self.jobs().spawn(new, |job| async move {
+        let again = Again::Verify { folder: folder.clone() }.in_json();
+        let new = NewJob { kind: JobKind::LibraryVerify, target: folder.display().to_string(), vm: None, again };
+        let job = self.jobs().spawn_as(job, new, |job| async move {
             job.step("comparing");
             checksums::verify(&folder, &sums, &needed, &job).await.map(|()| None)
         });

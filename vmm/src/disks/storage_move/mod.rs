@@ -105,7 +105,7 @@ impl Disks {
     pub async fn move_disk(&self, vm: &Vm, disk: &str, request: MoveDisk) -> Result<Job, DiskError> {
         let plan = self.plan_move(vm, disk, &request).await?;
         let target = format!("{} of {} to {}", plan.source.id, vm.name(), request.target);
-        let new = NewJob { kind: JobKind::DiskMove, target, vm: Some(vm.name().to_owned()) };
+        let new = NewJob { kind: JobKind::DiskMove, target, vm: Some(vm.name().to_owned()), again: None };
         let (disks, vm) = (self.clone(), vm.clone());
         let job = self.host.jobs().spawn(new, |job| Move::new(disks, vm, plan, &request, job.id()).run(job));
         let job = job.await?;
@@ -183,7 +183,7 @@ impl Disks {
             self.forget_when_over(id, id);
             return;
         }
-        let new = NewJob { kind: JobKind::DiskMove, target, vm: Some(vm.name().to_owned()) };
+        let new = NewJob { kind: JobKind::DiskMove, target, vm: Some(vm.name().to_owned()), again: None };
         match jobs.spawn(new, |job| self.clone().go_on(moving, vm.clone(), job)).await {
             Ok(job) => self.forget_when_over(job.id, id),
             Err(error) => tracing::warn!(%error, "a move that did not end has no job"),
