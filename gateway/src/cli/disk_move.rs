@@ -83,7 +83,10 @@ fn in_words(vm: &str, moved: &Moved) -> String {
         moved.stood_still.map(|time| format!("; the guest stood still for {time} ms")).unwrap_or_default();
     let mut lines = vec![
         format!("{} of {vm} is {} ({})", moved.disk, moved.target, moved.format.word()),
-        format!("{} compared, all the same{stood_still}", bytes(moved.compared)),
+        match moved.compared {
+            0 => format!("nothing was on it to be compared{stood_still}"),
+            compared => format!("{} compared, all the same{stood_still}", bytes(compared)),
+        },
     ];
     lines.extend(moved.sha256.as_ref().map(|sum| format!("SHA-256 at the switch: {sum}")));
     lines.push(match (&moved.problem, moved.source_kept) {

@@ -156,8 +156,8 @@ fn a_copy_begins_again_with_the_next_service_and_no_half_of_it_is_left() {
     service.wait();
     assert_eq!(images(state.path()).len(), 3, "what a killed process was at is still there");
 
-    let waiting = started(&state, "job wait 1");
     let service = state.serve();
+    let waiting = started(&state, "job wait 1");
     copying(&state);
     assert_eq!(images(state.path()).len(), 3, "what it was at is gone, and it is at it again");
     assert_eq!(state.run("job cancel 1").code, 0);
