@@ -54,11 +54,11 @@ pub use definition::{
 };
 pub use disks::{
     BackingFile, BackingImage, BlockDevice, Convert, DiskError, Disks, ImageInfo, ImageSnapshot, ImageUser, Layout,
-    Made, MoveDisk, Moved, NewImage, NewSize, Preallocation, Resize, TreeNode,
+    LeftImage, Made, MoveDisk, Moved, NewImage, NewSize, Preallocation, Resize, TreeNode,
 };
 pub use display::{Console, InputFull, Viewer};
-pub use host::{Deadlines, Host, HostConfig, HostError};
+pub use host::{Deadlines, Host, HostConfig, HostError, RefusedVm};
 pub use jobs::{Job, JobHandle, JobId, JobKind, JobState, Jobs, JobsError, NewJob, Progress, Unfinished};
 pub use library::{FromEntry, LibraryError};
-pub use lifecycle::{InvalidTag, Refusal, Request, RequestError, Snapshot, SnapshotTag, Status, VmState};
+pub use lifecycle::{Cause, InvalidTag, Refusal, Request, RequestError, Snapshot, SnapshotTag, Status, VmState};
 pub use vm::Vm;

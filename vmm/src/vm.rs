@@ -315,6 +315,11 @@ impl Vm {
         self.request(Request::DetachDisk { id: id.into() }).await
     }
 
+    /// Makes the disk of that name `size` bytes large while its QEMU has it open.
+    pub(crate) async fn resize_disk(&self, id: &str, size: u64) -> Result<(), RequestError> {
+        self.request(Request::ResizeDisk { id: id.into(), size }).await
+    }
+
     /// Puts another disc into the drive of that name, or none. With `force` whether the guest has locked the drive or not.
     ///
     /// # Errors

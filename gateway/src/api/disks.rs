@@ -25,6 +25,16 @@ pub(super) struct Which {
     format: Option<DiskFormat>,
 }
 
+/// Which image is to go.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Delete {
+    path: PathBuf,
+    /// Also when states of VMs are kept in it, or something may need it.
+    #[serde(default)]
+    force: bool,
+}
+
 /// Which images.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -50,9 +60,13 @@ pub(super) async fn show(
     Ok(Json(context.session.host.disks().info(&which.path, which.format).await?))
 }
 
-pub(super) async fn delete(State(context): State<Arc<ApiContext>>, Query(which): Query<Which>) -> Answer<StatusCode> {
-    context.session.host.disks().delete(&which.path).await?;
-    info!(path = %which.path.display(), "disk deleted");
+pub(super) async fn delete(
+    State(context): State<Arc<ApiContext>>,
+    Query(Delete { path, force }): Query<Delete>,
+) -> Answer<StatusCode> {
+    let disks = context.session.host.disks();
+    if force { disks.delete_by_force(&path).await } else { disks.delete(&path).await }?;
+    info!(path = %path.display(), force, "disk deleted");
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
-use vmm::{CheckpointError, DiskError, EditError, HostError, JobsError, LibraryError, RequestError};
+use vmm::{Cause, CheckpointError, DiskError, EditError, HostError, JobsError, LibraryError, RequestError};
 
 use crate::problem::{Code, ErrorBody, Problem};
 
@@ -81,7 +81,10 @@ impl From<RequestError> for Problem {
     fn from(error: RequestError) -> Self {
         let code = match &error {
             RequestError::Refused(_) => Code::Conflict,
-            RequestError::Failed { .. } | RequestError::HostEnded { .. } => Code::Internal,
+            RequestError::Failed { cause: Cause::Invalid, .. } => Code::Invalid,
+            RequestError::Failed { cause: Cause::Missing, .. } => Code::NotFound,
+            RequestError::Failed { cause: Cause::InUse, .. } => Code::Conflict,
+            RequestError::Failed { cause: Cause::Failure, .. } | RequestError::HostEnded { .. } => Code::Internal,
         };
         Self::new(code, error)
     }
@@ -151,6 +154,7 @@ impl From<DiskError> for Problem {
             DiskError::UnclearFormat { .. } => (Code::Invalid, Some("say it with --format or --source-format")),
             DiskError::Exists(_) => (Code::Conflict, Some("choose another name")),
             DiskError::InUse { .. } | DiskError::Needed { .. } => (Code::Conflict, None),
+            DiskError::Doubted { .. } => (Code::Conflict, Some("`--force` deletes it all the same")),
             DiskError::Unreadable { ref error, .. } => match error.kind() {
                 io::ErrorKind::NotFound => (Code::NotFound, None),
                 io::ErrorKind::PermissionDenied => (Code::Forbidden, None),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use vmm::{Change, DiskBus, DiskCache, DiskFormat, NewImage};
+use vmm::{Change, DiskBus, DiskCache, DiskFormat, LeftImage, NewImage};
 use zeroize::Zeroizing;
 
 use crate::bus::BusStatus;
@@ -17,7 +17,8 @@ pub struct VmInfo {
     pub name: String,
     /// Its UUID.
     pub uuid: String,
-    /// `created`, `running`, `paused`, `stopped`, `failed`, or a step between.
+    /// `created`, `running`, `paused`, `stopped`, `failed`, or a step between; `refused`: its definition cannot be read, and
+    /// numbers of it are 0.
     pub state: String,
     /// Why it is in this state, when there is something to say.
     pub reason: Option<String>,
@@ -168,6 +169,18 @@ pub struct EditedVm {
     pub changes: Vec<Change>,
     /// The VM as it is.
     pub vm: VmInfo,
+    /// Whether its definition was refused before.
+    #[serde(default)]
+    pub mended: bool,
+}
+
+/// A VM that was deleted.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeletedVm {
+    /// Its name.
+    pub deleted: String,
+    /// The images that it wrote to.
+    pub images: Vec<LeftImage>,
 }
 
 /// Another name for something.
@@ -247,6 +260,9 @@ pub struct DetachedDisk {
     pub source: Option<String>,
     /// Whether the guest has it until its next start.
     pub next_start: bool,
+    /// How many states of the VM are kept in it.
+    #[serde(default)]
+    pub states: usize,
 }
 
 /// What shall be in a drive for discs.

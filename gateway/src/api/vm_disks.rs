@@ -45,7 +45,13 @@ pub(super) async fn detach(
     vm.detach_disk(&disk.id).await?;
     info!(vm = vm.name(), disk = disk.id, "disk detached");
     let next_start = vm.status().next_start.contains(&disk.id);
-    Ok(Json(DetachedDisk { source: words(&disk.source), id: disk.id, next_start }))
+    let states = match disk.source.path() {
+        Some(path) => {
+            context.session.host.disks().info(path, Some(disk.format)).await.map_or(0, |info| info.snapshots.len())
+        }
+        None => 0,
+    };
+    Ok(Json(DetachedDisk { source: words(&disk.source), id: disk.id, next_start, states }))
 }
 
 pub(super) async fn change_disc(

@@ -10,17 +10,20 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use serde::Deserialize;
 use tracing::info;
-use vmm::{Definition, EditDefinition, Vm};
+use vmm::{Definition, EditDefinition, RefusedVm, Vm};
 
 use super::disks::NewDisks;
 use super::error::{Answer, Body, Part, Query};
-use super::model::{CreateVm, EditedVm, VmInfo, VmList};
+use super::model::{CreateVm, DeletedVm, EditedVm, VmInfo, VmList};
 use super::{ApiContext, memory};
 use crate::problem::{Code, Problem};
 use crate::sessions::EndReason;
 
 pub(super) async fn list(State(context): State<Arc<ApiContext>>) -> Json<VmList> {
-    let vms = context.session.host.list().iter().map(|vm| context.info(vm)).collect();
+    let vms = context.session.host.list().iter().map(|vm| context.info(vm)).collect::<Vec<_>>();
+    let refused = context.session.host.refused().iter().map(refused_info).collect::<Vec<_>>();
+    let mut vms = [vms, refused].concat();
+    vms.sort_by_key(|vm| vm.name.to_lowercase());
     let problems = context.session.host.problems().iter().map(ToString::to_string).collect();
     Json(VmList { vms, problems })
 }
@@ -57,18 +60,35 @@ async fn require_importable(context: &ApiContext, definition: &Definition) -> An
 }
 
 pub(super) async fn show(State(context): State<Arc<ApiContext>>, Part(name): Part<String>) -> Answer<Json<VmInfo>> {
+    if let Some(refused) = context.refused(&name) {
+        return Ok(Json(refused_info(&refused)));
+    }
     let vm = context.vm(&name)?;
     let bus = context.session.buses.of(&vm).status().await;
     Ok(Json(VmInfo { bus, ..context.info(&vm) }))
 }
 
-pub(super) async fn delete(State(context): State<Arc<ApiContext>>, Part(name): Part<String>) -> Answer<StatusCode> {
+/// What is to go with it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct With {
+    /// The images that nothing else needs.
+    #[serde(default)]
+    disks: bool,
+}
+
+pub(super) async fn delete(
+    State(context): State<Arc<ApiContext>>,
+    Part(name): Part<String>,
+    Query(with): Query<With>,
+) -> Answer<Json<DeletedVm>> {
     let vm = context.vm(&name)?;
-    let name = vm.name().to_owned();
+    let (name, definition, disks) = (vm.name().to_owned(), vm.definition(), context.session.host.disks());
     context.session.host.delete(&name).await?;
     context.session.sessions.end(EndReason::VmDeleted, |session| session.vm == name);
-    info!(vm = name, "vm deleted");
-    Ok(StatusCode::NO_CONTENT)
+    let images = if with.disks { disks.delete_left_by(&definition).await } else { disks.left_by(&definition) };
+    info!(vm = name, disks = with.disks, "vm deleted");
+    Ok(Json(DeletedVm { deleted: name, images }))
 }
 
 /// How it is to be told.
@@ -85,6 +105,10 @@ pub(super) async fn definition(
     Part(name): Part<String>,
     Query(how): Query<How>,
 ) -> Answer<impl IntoResponse> {
+    if let Some(refused) = context.refused(&name).filter(|_| how.file) {
+        let unreadable = |error| Problem::new(Code::Internal, format!("{}: {error}", refused.problem.file.display()));
+        return Ok(([(header::CONTENT_TYPE, "application/toml")], refused.text().map_err(unreadable)?));
+    }
     let vm = context.vm(&name)?;
     let text = if how.file { vm.definition_text() } else { vm.wanted_definition().to_toml() };
     Ok(([(header::CONTENT_TYPE, "application/toml")], text))
@@ -95,9 +119,16 @@ pub(super) async fn edit(
     Part(name): Part<String>,
     Body(request): Body<EditDefinition>,
 ) -> Answer<Json<EditedVm>> {
+    if let Some(refused) = context.refused(&name) {
+        let vm = context.session.host.mend(&refused, request).await?;
+        // Its agent is listened for from now on.
+        drop(context.session.buses.of(&vm));
+        info!(vm = vm.name(), "definition mended");
+        return Ok(Json(EditedVm { changes: Vec::new(), vm: context.info(&vm), mended: true }));
+    }
     let vm = context.vm(&name)?;
     let changes = vm.edit_definition(request).await?;
-    Ok(Json(EditedVm { changes, vm: context.info(&vm) }))
+    Ok(Json(EditedVm { changes, vm: context.info(&vm), mended: false }))
 }
 
 pub(super) async fn screenshot(
@@ -135,9 +166,20 @@ pub(super) async fn request(
 
 impl ApiContext {
     pub(super) fn vm(&self, name: &str) -> Result<Vm, Problem> {
-        self.session.host.find(name).ok_or_else(|| {
+        let unknown = || {
+            if let Some(RefusedVm { name, problem }) = self.refused(name) {
+                let message = format!("the definition of `{name}` is refused: {problem}");
+                return Problem::new(Code::Conflict, message).hint(format!("`fanlight vm edit {name}` mends it"));
+            }
             Problem::new(Code::NotFound, format!("there is no VM `{name}`")).hint("`fanlight vm list` names them")
-        })
+        };
+        self.session.host.find(name).ok_or_else(unknown)
+    }
+
+    /// The VM of that name, if there is none because its definition is refused.
+    fn refused(&self, name: &str) -> Option<RefusedVm> {
+        let host = &self.session.host;
+        host.find_refused(name).filter(|_| host.find(name).is_none())
     }
 
     pub(super) fn info(&self, vm: &Vm) -> VmInfo {
@@ -162,5 +204,28 @@ impl ApiContext {
             sessions,
             bus: None,
         }
+    }
+}
+
+/// What is known of a VM whose definition is refused.
+fn refused_info(refused: &RefusedVm) -> VmInfo {
+    let since = std::fs::metadata(&refused.problem.file).and_then(|data| data.modified());
+    VmInfo {
+        name: refused.name.clone(),
+        uuid: String::new(),
+        state: "refused".into(),
+        reason: None,
+        accelerator: None,
+        accelerator_reason: None,
+        pid: None,
+        since: since.unwrap_or(UNIX_EPOCH).duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        memory: 0,
+        assigned_memory: None,
+        dynamic_memory: None,
+        vcpus: 0,
+        waiting_changes: Vec::new(),
+        definition_problem: Some(refused.problem.to_string()),
+        sessions: Vec::new(),
+        bus: None,
     }
 }

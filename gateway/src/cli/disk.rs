@@ -143,10 +143,15 @@ pub(super) struct Tree {
 
 /// Delete an image that no VM names, that nothing stands on and nobody uses
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  fanlight disk delete /srv/old.qcow2")]
+#[command(
+    after_help = "Examples:\n  fanlight disk delete /srv/old.qcow2\n  fanlight disk delete /srv/old.qcow2 --force"
+)]
 pub(super) struct Delete {
     /// The image
     path: PathBuf,
+    /// Also when checkpoints are kept in it, or something that cannot be looked at now may stand on it
+    #[arg(long)]
+    force: bool,
 }
 
 /// List the host's own disks, by names that stay
@@ -175,8 +180,9 @@ impl Disk {
                 let tree: Vec<TreeNode> = context.client.get(&format!("/v1/disks/tree{folder}")).await?;
                 context.output.value(&tree, || draw(&tree));
             }
-            Self::Delete(Delete { path }) => {
-                context.client.delete(&query(&path, None)).await?;
+            Self::Delete(Delete { path, force }) => {
+                let force = if force { "&force=true" } else { "" };
+                context.client.delete(&format!("{}{force}", query(&path, None))).await?;
                 let deleted = serde_json::json!({ "deleted": absolute(path.clone()) });
                 context.output.value(&deleted, || format!("{} is deleted", path.display()));
             }

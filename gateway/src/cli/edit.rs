@@ -51,7 +51,9 @@ impl Edit {
         let nothing: &[Change] = &[];
         let changes = edited.as_ref().map_or(nothing, |edited: &EditedVm| &edited.changes);
         let vm = edited.as_ref().map_or(self.vm.as_str(), |edited| &edited.vm.name);
-        context.output.value(&serde_json::json!({ "changes": changes }), || in_words(vm, changes));
+        let mended = edited.as_ref().is_some_and(|edited| edited.mended);
+        let told = || if mended { format!("{vm} is mended") } else { in_words(vm, changes) };
+        context.output.value(&serde_json::json!({ "changes": changes, "mended": mended }), told);
         Ok(())
     }
 

@@ -16,7 +16,7 @@ use super::job::Waiting;
 use super::memory::summary;
 use super::output::{Cell, Colour, age};
 use crate::api::client::segment;
-use crate::api::model::{EntryFolder, VmInfo, VmList};
+use crate::api::model::{DeletedVm, EntryFolder, VmInfo, VmList};
 use crate::problem::{Code, Problem};
 
 #[derive(Debug, Subcommand)]
@@ -46,9 +46,7 @@ pub(super) enum Vm {
     /// Let the processors of a paused VM go on
     #[command(after_help = "Example:\n  fanlight vm resume web01")]
     Resume(One),
-    /// Forget a VM that is stopped; its disks stay
-    #[command(after_help = "Example:\n  fanlight vm delete web01")]
-    Delete(One),
+    Delete(Delete),
     Export(Export),
     Screenshot(Screenshot),
 }
@@ -93,6 +91,17 @@ pub(super) struct One {
     vm: String,
 }
 
+/// Forget a VM that is stopped; its disks stay and are named, or go
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  fanlight vm delete web01\n  fanlight vm delete web01 --disks")]
+pub(super) struct Delete {
+    /// The VM: name or UUID
+    vm: String,
+    /// Delete the images, too, that it wrote to and nothing else needs, with the checkpoints in them
+    #[arg(long)]
+    disks: bool,
+}
+
 /// Save what a VM's screen shows as a PNG file
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  fanlight vm screenshot web01 web01.png")]
@@ -122,7 +131,7 @@ impl Vm {
             Self::Reset(one) => one.request(context, "reset").await,
             Self::Pause(one) => one.request(context, "pause").await,
             Self::Resume(one) => one.request(context, "resume").await,
-            Self::Delete(one) => one.delete(context).await,
+            Self::Delete(delete) => delete.run(context).await,
             Self::Screenshot(screenshot) => screenshot.run(context).await,
         }?;
         Ok(ExitCode::SUCCESS)
@@ -133,7 +142,6 @@ async fn list(context: &Context) -> Result<(), Problem> {
     let list: VmList = context.client.get("/v1/vms").await?;
     let rows = list.vms.iter().map(row).collect();
     context.output.table(&list, &["VM", "STATE", "SINCE", "MEMORY", "VCPUS", "SESSIONS", "REASON"], rows);
-    list.problems.iter().for_each(|problem| context.output.note(&format!("refused: {problem}")));
     Ok(())
 }
 
@@ -171,10 +179,13 @@ impl One {
         context.output.value(&vm, || format!("{} is {}", vm.name, vm.state));
         Ok(())
     }
+}
 
-    async fn delete(self, context: &Context) -> Result<(), Problem> {
-        context.client.delete(&path(&self.vm, "")).await?;
-        context.output.value(&serde_json::json!({ "deleted": self.vm }), || format!("{} is deleted", self.vm));
+impl Delete {
+    async fn run(self, context: &Context) -> Result<(), Problem> {
+        let with = if self.disks { "?disks=true" } else { "" };
+        let deleted: DeletedVm = context.client.delete_for(&path(&self.vm, with)).await?;
+        context.output.value(&deleted, || what_went(&deleted));
         Ok(())
     }
 }
@@ -195,13 +206,28 @@ fn path(vm: &str, rest: &str) -> String {
     format!("/v1/vms/{}{rest}", segment(vm))
 }
 
+/// What a VM that is no more has left.
+fn what_went(vm: &DeletedVm) -> String {
+    let images = vm.images.iter().map(|image| {
+        let path = image.path.display();
+        match &image.kept {
+            Some(reason) => format!("{path} stays: {reason}"),
+            None if image.deleted => format!("{path} is deleted"),
+            None => format!("{path} stays; `fanlight disk delete` removes it"),
+        }
+    });
+    std::iter::once(format!("{} is deleted", vm.deleted)).chain(images).collect::<Vec<_>>().join("\n")
+}
+
 fn row(vm: &VmInfo) -> Vec<Cell> {
+    let refused = vm.state == "refused";
+    let known = |text: String| if refused { String::new() } else { text };
     vec![
         vm.name.as_str().into(),
         state(vm),
         age(vm.since).into(),
-        format!("{} MiB", vm.assigned_memory.unwrap_or(vm.memory.into())).into(),
-        vm.vcpus.to_string().into(),
+        known(format!("{} MiB", vm.assigned_memory.unwrap_or(vm.memory.into()))).into(),
+        known(vm.vcpus.to_string()).into(),
         vm.sessions.len().to_string().into(),
         notes(vm).into(),
     ]
@@ -218,7 +244,7 @@ fn notes(vm: &VmInfo) -> String {
 fn state(vm: &VmInfo) -> Cell {
     let colour = match vm.state.as_str() {
         "running" => Colour::Green,
-        "failed" => Colour::Red,
+        "failed" | "refused" => Colour::Red,
         "paused" | "starting" | "stopping" => Colour::Yellow,
         _ => Colour::Plain,
     };
@@ -226,6 +252,12 @@ fn state(vm: &VmInfo) -> Cell {
 }
 
 fn describe(vm: &VmInfo) -> String {
+    if vm.state == "refused" {
+        let problem = vm.definition_problem.as_deref().unwrap_or_default();
+        let mends = format!("`fanlight vm edit {}`", vm.name);
+        let lines = [("name", vm.name.as_str()), ("state", "refused"), ("refused", problem), ("mended by", &mends)];
+        return lines.map(|(name, value)| format!("{name:<12} {value}")).join("\n");
+    }
     let mut lines = vec![
         ("name", vm.name.clone()),
         ("uuid", vm.uuid.clone()),

@@ -143,7 +143,13 @@ impl Detach {
         let disk: DetachedDisk = context.client.post(&path, &Value::Null).await?;
         context.output.value(&disk, || {
             let when = if disk.next_start { "; its guest has it until the next start" } else { "" };
-            format!("{} is detached from {}{when}", disk.id, self.vm)
+            let source = disk.source.as_deref().unwrap_or("its image");
+            let kept = match disk.states {
+                0 => String::new(),
+                1 => format!("; {source} stays, with a state of {} that is kept in it", self.vm),
+                states => format!("; {source} stays, with {states} states of {} that are kept in it", self.vm),
+            };
+            format!("{} is detached from {}{when}{kept}", disk.id, self.vm)
         });
         Ok(())
     }

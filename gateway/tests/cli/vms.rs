@@ -113,6 +113,60 @@ fn a_mistake_in_a_definition_is_named_by_line_and_column() {
 }
 
 #[test]
+fn a_vm_whose_definition_is_refused_is_known_and_mended() {
+    let state = State::new();
+    let service = state.serve();
+    state.json("vm create --name web01 --memory 300");
+    let (file, disk) = (state.path().join("vms/web01.toml"), state.path().join("own.qcow2"));
+    state.json(&format!("disk create {} --size 1M", disk.display()));
+    state.json(&format!("disk attach web01 {}", disk.display()));
+    drop(service);
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replace("memory = 300", "memory = 0")).unwrap();
+    let _service = state.serve();
+    let shown = state.run("vm show web01");
+    assert!(shown.code == 0 && shown.stdout.contains("refused") && shown.stdout.contains("web01.toml:"), "{shown:?}");
+    let list = state.run("vm list");
+    assert!(list.stdout.lines().any(|line| line.starts_with("web01  refused")), "{list:?}");
+    assert_eq!(state.json("vm list")["vms"][0]["state"], "refused");
+    let started = state.run("vm start web01");
+    assert!(started.code == 4 && started.stderr.contains("`fanlight vm edit web01` mends it"), "{started:?}");
+    let deleted = state.run(&format!("disk delete {} --force", disk.display()));
+    assert!(deleted.code == 4 && deleted.stderr.contains("it is a disk of VM web01"), "{deleted:?}");
+    let edit = |editor: &str| {
+        let mut command = state.command("vm edit web01");
+        command.env("VISUAL", "").env("EDITOR", editor).env("TMPDIR", state.path());
+        crate::kit::finish(command, "n\n")
+    };
+    let wrong = edit("sed -i 's/web01/web02/'");
+    assert!(wrong.code == 2 && fs::read_to_string(&file).unwrap().contains("memory = 0"), "{wrong:?}");
+    let mended = edit("sed -i 's/^memory = 0/memory = 400/'");
+    assert_eq!((mended.code, mended.stdout.as_str()), (0, "web01 is mended\n"), "{mended:?}");
+    assert_eq!(state.json("vm show web01")["memory"], 400);
+    assert_eq!(state.json("vm list")["problems"].as_array().map(Vec::len), Some(0));
+}
+
+#[test]
+fn the_images_of_a_vm_that_is_deleted_are_named_or_go() {
+    let state = State::new();
+    let _service = state.serve();
+    let [own, base, above] = ["own.qcow2", "base.qcow2", "above.qcow2"].map(|name| state.path().join(name));
+    for (name, disk) in [("web01", &own), ("web02", &base)] {
+        state.json(&format!("disk create {} --size 1M", disk.display()));
+        state.json(&format!("vm create --name {name} --disk path={}", disk.display()));
+    }
+    let deleted = state.run("vm delete web01");
+    let stays = format!("{} stays", own.display());
+    assert!(deleted.code == 0 && deleted.stdout.contains(&stays) && own.exists(), "{deleted:?}");
+    state.json(&format!("disk create {} --backing {}", above.display(), base.display()));
+    let deleted = state.run("vm delete web02 --disks");
+    assert!(deleted.code == 0 && deleted.stdout.contains("above.qcow2 stands on it") && base.exists(), "{deleted:?}");
+    state.json(&format!("vm create --name web03 --disk path={}", own.display()));
+    let deleted = state.run("vm delete web03 --disks");
+    assert!(deleted.code == 0 && deleted.stdout.contains("own.qcow2 is deleted") && !own.exists(), "{deleted:?}");
+}
+
+#[test]
 fn a_disk_is_created_with_its_vm_and_not_without() {
     let state = State::new();
     let _service = state.serve();

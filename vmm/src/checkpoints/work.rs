@@ -11,7 +11,7 @@ use super::{CheckpointError, CheckpointTree, NewCheckpoint, hardware, view};
 use crate::definition::{Definition, Disk};
 use crate::disks::{backing_of, same_file};
 use crate::jobs::{JobHandle, JobId};
-use crate::lifecycle::{Request, RequestError, Snapshot, SnapshotTag, VmState};
+use crate::lifecycle::{Cause, Request, RequestError, Snapshot, SnapshotTag, VmState};
 use crate::vm::Vm;
 
 /// What is to be done; checkpoints by name.
@@ -224,7 +224,7 @@ pub(crate) async fn start(vm: &Vm) -> Result<(), RequestError> {
 
 /// Goes on with a revert that was cut off. When its memory cannot be loaded, the disks are what they were all the same.
 pub(super) async fn finish_revert(vm: &Vm, keeper: &Keeper) -> Result<(), RequestError> {
-    let failed = |reason: String| RequestError::Failed { request: Request::Start, reason };
+    let failed = |reason: String| RequestError::Failed { request: Request::Start, reason, cause: Cause::Failure };
     let book = keeper.book().map_err(|error| failed(error.to_string()))?;
     let Some((entry, _)) = book.cut_off_revert() else { return vm.request(Request::Start).await };
     let finish = || {

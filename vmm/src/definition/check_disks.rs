@@ -37,18 +37,18 @@ impl Definition {
 
     /// The place of a disk is none, or another's.
     fn place_problem(&self, index: usize) -> Option<Problem> {
-        let (disk, number) = (self.disks.get(index)?, index + 1);
-        let bus = disk.bus.word();
+        let disk = self.disks.get(index)?;
+        let (bus, id) = (disk.bus.word(), &disk.id);
         let Some(places) = self.controllers.places(disk.bus, disk.controller) else {
-            let reason = format!("disk {number}: there is no controller {} of bus \"{bus}\"", disk.controller);
+            let reason = format!("disk {id}: there is no controller {} of bus \"{bus}\"", disk.controller);
             return problem(About::Disk(index), reason);
         };
         match disk.unit {
             Some(_) if disk.bus == DiskBus::Virtio => {
-                problem(About::Disk(index), format!("disk {number}: a virtio disk has no `unit`"))
+                problem(About::Disk(index), format!("disk {id}: a virtio disk has no `unit`"))
             }
             Some(unit) if unit >= places => {
-                let reason = format!("disk {number}: `unit` of that controller is 0 to {}, not {unit}", places - 1);
+                let reason = format!("disk {id}: `unit` of that controller is 0 to {}, not {unit}", places - 1);
                 problem(About::Disk(index), reason)
             }
             // Only when there is no room a place was not found.
@@ -62,20 +62,21 @@ impl Definition {
 
     /// The disk is another's name, place or image.
     fn twice_problem(&self, index: usize) -> Option<Problem> {
-        let (disk, number) = (self.disks.get(index)?, index + 1);
+        let disk = self.disks.get(index)?;
+        let id = &disk.id;
         let others = || self.disks.iter().take(index).enumerate();
         if others().any(|(_, other)| other.id == disk.id) {
-            return problem(About::DiskId(index), format!("disk {number} has the same `id` as another"));
+            return problem(About::DiskId(index), format!("disk {} has the same `id` as another, {id}", index + 1));
         }
         let same_image = |other: &Disk| other.source != DiskSource::Empty && other.source == disk.source;
-        if let Some((other, _)) = others().find(|(_, other)| same_image(other)) {
-            let reason = format!("disk {number} is the same file as disk {}", other + 1);
+        if let Some((_, other)) = others().find(|(_, other)| same_image(other)) {
+            let reason = format!("disk {id} is the same file as disk {}", other.id);
             return problem(About::DiskSource(index), reason);
         }
         let place = |disk: &Disk| (disk.bus, disk.controller, disk.unit);
         let same_place = |other: &Disk| disk.unit.is_some() && place(other) == place(disk);
-        if let Some((other, _)) = others().find(|(_, other)| same_place(other)) {
-            return problem(About::Disk(index), format!("disk {number} has the same place as disk {}", other + 1));
+        if let Some((_, other)) = others().find(|(_, other)| same_place(other)) {
+            return problem(About::Disk(index), format!("disk {id} has the same place as disk {}", other.id));
         }
         None
     }
@@ -100,14 +101,14 @@ impl Disk {
     }
 
     fn source_problem(&self, index: usize) -> Option<Problem> {
-        let (about, number) = (About::DiskSource(index), index + 1);
+        let (about, id) = (About::DiskSource(index), &self.id);
         match &self.source {
             DiskSource::Path(path) => path_problem(about, "path", path),
             DiskSource::Empty if self.cdrom => None,
-            DiskSource::Empty => problem(about, format!("disk {number} needs a `path` or a `url`")),
+            DiskSource::Empty => problem(about, format!("disk {id} needs a `path` or a `url`")),
             DiskSource::Remote(Remote::Http { .. }) if !self.readonly => {
                 let reason = "what a web server gives out is only read: say `readonly = true`, or make a qcow2 image";
-                problem(about, format!("disk {number}: {reason} that stands on it"))
+                problem(about, format!("disk {id}: {reason} that stands on it"))
             }
             DiskSource::Remote(Remote::Http { .. }) => None,
             DiskSource::Remote(Remote::Nbd { server, tls, .. }) => {
@@ -132,7 +133,7 @@ impl Disk {
         } else {
             return None;
         };
-        problem(About::Disk(index), format!("disk {}: {reason}", index + 1))
+        problem(About::Disk(index), format!("disk {}: {reason}", self.id))
     }
 
     fn serial_problem(&self, index: usize) -> Option<Problem> {
@@ -142,7 +143,7 @@ impl Disk {
             return None;
         }
         let reason = format!("`serial` is 1 to {MAX_SERIAL} letters, digits, '-', '_' and '.'");
-        problem(About::Disk(index), format!("disk {}: {reason}", index + 1))
+        problem(About::Disk(index), format!("disk {}: {reason}", self.id))
     }
 }
 

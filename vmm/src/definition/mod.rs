@@ -20,6 +20,7 @@ mod folder_watch;
 mod memory;
 mod network;
 mod parse;
+mod quoted;
 mod source;
 mod write;
 
@@ -41,6 +42,8 @@ pub(crate) use folder_watch::FolderWatch;
 pub use memory::{DynamicMemory, MEMORY_BUFFER, MEMORY_WEIGHT, MemoryDevices};
 pub use network::{Forward, ForwardProtocol, InterfaceName, InvalidNetwork, Network, NetworkCard, NetworkMode};
 pub use parse::DefinitionError;
+pub(crate) use parse::read_text;
+pub(crate) use quoted::quoted_in;
 pub use source::{DiskSource, InvalidUrl, NbdServer, Remote, Tls};
 
 /// Longest name of a VM, in bytes.

@@ -22,7 +22,7 @@ use super::{
 use spans::Spans;
 
 /// Largest definition that is read, in bytes.
-const MAX_FILE: usize = 256 * 1024;
+pub(super) const MAX_FILE: usize = 256 * 1024;
 
 /// Why a definition was refused, and where it says so.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -109,7 +109,7 @@ impl Definition {
 }
 
 /// The text of the file of a definition.
-pub(super) fn read_text(path: &Path) -> io::Result<String> {
+pub(crate) fn read_text(path: &Path) -> io::Result<String> {
     // Who opens a pipe may wait for ever.
     if !path.metadata()?.is_file() {
         return Err(io::Error::other("it is not a file"));

@@ -1,7 +1,7 @@
 //! Which image stands on which: pure.
 //!
 //! The images that are known are those that VMs name, those in the folders that were looked at, and all that these
-//! stand on. An image is needed as long as a VM names it or a known image stands on it.
+//! stand on. An image is needed as long as a VM names it, or a known image stands on it or has bytes in it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -26,6 +26,8 @@ pub(crate) struct Link {
     pub(crate) backing: Option<PathBuf>,
     /// What it stands on, when that is no file of this host.
     pub(crate) remote: Option<String>,
+    /// Files that hold bytes of it.
+    pub(crate) parts: Vec<PathBuf>,
     /// The VMs that name it.
     pub(crate) vms: BTreeSet<String>,
     /// Why nothing more is known of it.
@@ -68,13 +70,28 @@ impl Chains {
         self.images.contains_key(path)
     }
 
+    /// What the image at `path` stands on.
+    pub(crate) fn backing(&self, path: &Path) -> Option<&Path> {
+        self.images.get(path)?.backing.as_deref()
+    }
+
+    /// Whether a VM names it.
+    pub(crate) fn is_named(&self, path: &Path) -> bool {
+        self.images.get(path).is_some_and(|image| !image.vms.is_empty())
+    }
+
+    /// Where the images are.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.images.keys().map(PathBuf::as_path)
+    }
+
     /// Why the image at `path` must stay, if it must.
     pub(crate) fn need_of(&self, path: &Path) -> Option<String> {
         let image = self.images.get(path);
         if let Some(vm) = image.and_then(|image| image.vms.first()) {
             return Some(format!("it is a disk of VM {vm}"));
         }
-        self.above(path).next().map(|(above, _)| format!("{} stands on it", above.display()))
+        self.stood_on(path, |_| false)
     }
 
     /// Why the image at `path` cannot be written to as what `overlay` stood on, if it cannot.
@@ -83,11 +100,20 @@ impl Chains {
         let other = self.above(path).map(|(above, _)| above).find(|above| above.as_path() != overlay);
         vm.map(|vm| format!("it is a disk of VM {vm}"))
             .or_else(|| other.map(|above| format!("{} stands on it", above.display())))
+            .or_else(|| self.part_of(path))
     }
 
-    /// Why the bytes of the image at `path` must stay as they are, if they must.
-    pub(crate) fn stood_on(&self, path: &Path) -> Option<String> {
-        self.above(path).next().map(|(above, _)| format!("{} stands on it", above.display()))
+    /// Why the bytes of the image at `path` must stay as they are, if they must. Images above that no VM names are passed over
+    /// where `passes` says so.
+    pub(crate) fn stood_on(&self, path: &Path, passes: impl Fn(&Path) -> bool) -> Option<String> {
+        let mut above = self.above(path).filter(|(above, link)| !link.vms.is_empty() || !passes(above));
+        let stands = above.next().map(|(above, _)| format!("{} stands on it", above.display()));
+        stands.or_else(|| self.part_of(path))
+    }
+
+    fn part_of(&self, path: &Path) -> Option<String> {
+        let mut whole = self.images.iter().filter(|(_, link)| link.parts.iter().any(|part| part == path));
+        whole.next().map(|(whole, _)| format!("it holds bytes of {}", whole.display()))
     }
 
     /// All images, each below what it stands on. Each is there once, also where they stand on each other in a circle.
@@ -242,7 +268,11 @@ mod tests {
         chains.insert(path(1), link(None));
         assert_eq!(chains.need_of(&path(2)).as_deref(), Some("it is a disk of VM web01"));
         assert_eq!(chains.need_of(&path(1)).as_deref(), Some("/2 stands on it"));
-        assert_eq!((chains.need_of(&path(7)), chains.stood_on(&path(2))), (None, None));
+        assert_eq!((chains.need_of(&path(7)), chains.stood_on(&path(2), |_| false)), (None, None));
+        assert_eq!(chains.stood_on(&path(1), |_| true).as_deref(), Some("/2 stands on it"), "a VM has that");
+        chains.insert(path(4), Link { parts: vec![path(5)], ..link(Some(3)) });
+        assert_eq!(chains.need_of(&path(5)).as_deref(), Some("it holds bytes of /4"));
+        assert_eq!(chains.stood_on(&path(3), |above| above == path(4)), None);
         assert_eq!(chains.need_beside(&path(1), &path(2)), None);
         chains.insert(path(3), link(Some(1)));
         assert_eq!(chains.need_beside(&path(1), &path(2)).as_deref(), Some("/3 stands on it"));

@@ -1,7 +1,7 @@
 //! Making an empty image.
 
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::info::describe;
 use super::output::{Output, claim};
 use super::qemu_img::Progress;
-use super::{DiskError, Disks, ImageInfo, Made, absolute, convert};
+use super::{DiskError, Disks, ImageInfo, Made, absolute, convert, real};
 use crate::again::Again;
 use crate::definition::{DiskFormat, DiskSource, Remote};
 use crate::jobs::{JobHandle, JobId, JobKind, NewJob, Unfinished};
@@ -120,14 +120,34 @@ impl Disks {
     pub(crate) async fn create_as(&self, job: Option<JobId>, image: NewImage) -> Result<Made, DiskError> {
         let again = Again::Create(image.clone()).in_json();
         let plan = self.plan(image).await?;
+        self.note_overlay(&plan).await?;
+        let made = self.create_noted(job, again, &plan).await;
+        if made.is_err() {
+            self.forget_overlay(&plan);
+        }
+        made
+    }
+
+    async fn create_noted(
+        &self,
+        job: Option<JobId>,
+        again: Option<serde_json::Value>,
+        plan: &Plan,
+    ) -> Result<Made, DiskError> {
         if plan.preallocation == Preallocation::Off {
-            return self.create_now(&plan).await.map(|info| Made::Image(Box::new(info)));
+            return self.create_now(plan).await.map(|info| Made::Image(Box::new(info)));
         }
         convert::require_space(&plan.path, plan.size)?;
         let output = Output::claim(&plan.path)?;
         let new = NewJob { kind: JobKind::DiskCreate, target: plan.path.display().to_string(), vm: None, again };
-        let disks = self.clone();
-        let work = |job| async move { disks.create_reserved(&plan, output, &job).await };
+        let (disks, plan) = (self.clone(), plan.clone());
+        let work = |job| async move {
+            let made = disks.create_reserved(&plan, output, &job).await;
+            if made.is_err() {
+                disks.forget_overlay(&plan);
+            }
+            made
+        };
         Ok(Made::Job(Box::new(self.host.jobs().spawn_as(job, new, work).await?)))
     }
 
@@ -152,6 +172,34 @@ impl Disks {
             preallocation: image.preallocation,
         };
         plan.check().map_or(Ok(plan), |reason| Err(DiskError::Invalid(reason)))
+    }
+
+    /// Has it known that an image will stand on another which is not beside it, before anybody can write to that.
+    async fn note_overlay(&self, plan: &Plan) -> Result<(), DiskError> {
+        let base = plan.backing.as_ref().map(|below| PathBuf::from(&below.name)).filter(|base| base.is_absolute());
+        let (Some(base), Some(folder), Some(name)) = (base, plan.path.parent(), plan.path.file_name()) else {
+            return Ok(());
+        };
+        let (base, overlay) = (real(&base)?, real(folder)?.join(name));
+        if fs::symlink_metadata(&overlay).is_ok() {
+            return Err(DiskError::Exists(plan.path.clone()));
+        }
+        if base.parent() != overlay.parent() {
+            let (host, pair) = (self.host.shared().clone(), (overlay, base.clone()));
+            let noted = tokio::task::spawn_blocking(move || host.overlays.note(&[pair])).await;
+            let file = self.host.shared().overlays.file();
+            noted.map_err(io::Error::other).flatten().map_err(|error| DiskError::unwritable(file, error))?;
+        }
+        // Whoever starts from now on sees it; who was faster has it.
+        match self.writer_that_is_on(&base) {
+            Some(vm) => Err(DiskError::InUse { path: base, by: format!("VM {vm} writes it") }),
+            None => self.unwritten(&base),
+        }
+    }
+
+    fn forget_overlay(&self, plan: &Plan) {
+        // A note too many does no harm.
+        let _ = self.host.shared().overlays.forget(&plan.path);
     }
 
     async fn backing(&self, backing: &BackingFile) -> Result<Below, DiskError> {

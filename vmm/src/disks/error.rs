@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::jobs::JobsError;
+use crate::lifecycle::Cause;
 
 /// A disk image cannot be made, read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +38,14 @@ pub enum DiskError {
         path: PathBuf,
         /// By what.
         by: String,
+    },
+    /// Something else may be lost with it; it is deleted by force only.
+    #[error("{} may be needed: {reason}", path.display())]
+    Doubted {
+        /// The image.
+        path: PathBuf,
+        /// By what.
+        reason: String,
     },
     /// There is not enough space.
     #[error("{} needs about {needed} bytes, and {free} are free", folder.display())]
@@ -81,6 +90,16 @@ pub enum DiskError {
 }
 
 impl DiskError {
+    /// What kind of reason it is.
+    pub(crate) fn cause(&self) -> Cause {
+        match self {
+            Self::Invalid(_) | Self::UnclearFormat { .. } => Cause::Invalid,
+            Self::Exists(_) | Self::InUse { .. } | Self::Needed { .. } | Self::Doubted { .. } => Cause::InUse,
+            Self::Unreadable { error, .. } if error.kind() == io::ErrorKind::NotFound => Cause::Missing,
+            _ => Cause::Failure,
+        }
+    }
+
     pub(crate) fn unreadable(path: &Path, error: io::Error) -> Self {
         Self::Unreadable { path: path.into(), error }
     }

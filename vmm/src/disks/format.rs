@@ -103,6 +103,12 @@ impl Look {
     }
 }
 
+/// The format of the image at `path` when its name and its bytes say the same.
+pub(crate) fn certain_format(path: &Path) -> Option<DiskFormat> {
+    let named = DiskFormat::of_name(path)?;
+    (Look::at(path).ok()? == Look::Format(named)).then_some(named)
+}
+
 /// The format to read the image at `path` in: the one that was `said`, else the one that its name tells.
 ///
 /// # Errors

@@ -7,22 +7,29 @@
 //! * `qemu_img`: the program, bounded in time and length,
 //! * `info`, `users`: what an image is, and who has it open,
 //! * `chain`: which image stands on which; pure,
+//! * `census`, `named`, `needs`, `overlay_book`: what is known of that, before an image is deleted or written to,
 //! * `create`, `convert`, `resize`: making images, as jobs where it takes long,
+//! * `delete`: removing what nothing needs,
 //! * `overlay`: what takes the writes of a guest so that the image below stays as it is,
 //! * `output`: files that are there whole or not at all,
 //! * `block_device`: the host's own disks,
 //! * `storage_move`: a VM's disk goes to another place, while it runs too.
 
 mod block_device;
+mod census;
 mod chain;
 mod convert;
 mod create;
+mod delete;
 mod error;
 mod format;
 mod hyperv;
 mod info;
+mod named;
+mod needs;
 mod output;
 mod overlay;
+mod overlay_book;
 mod qemu_img;
 mod resize;
 mod storage_move;
@@ -34,35 +41,38 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use crate::definition::DiskFormat;
+use crate::host::Host;
+use crate::jobs::Job;
+use crate::lifecycle::VmState;
+use crate::vm::Vm;
 pub use block_device::BlockDevice;
+use block_device::Devices;
 pub(crate) use block_device::{is_block_device, lasting_name, require_free};
+pub(crate) use census::require_disks_writable;
+use census::{Reach, census};
 pub use chain::TreeNode;
+use chain::{Chains, Link};
 pub use convert::Convert;
 pub(crate) use convert::require_space;
 pub use create::{BackingFile, Layout, NewImage, Preallocation};
+pub use delete::LeftImage;
 pub use error::DiskError;
+pub(crate) use format::certain_format;
 pub(crate) use hyperv::{file_parameters, kind_of_vhd, metadata_region};
 pub use info::{BackingImage, ImageInfo, ImageSnapshot};
 pub(crate) use info::{Described, describe};
-pub(crate) use overlay::{
-    backing_of, is_empty, laid_on, make_overlay, repair_counts, replay, replay_below, require_disks_writable,
-    require_writable, same_file,
-};
+use needs::{Needs, needs_of};
+pub(crate) use overlay::{backing_of, is_empty, laid_on, make_overlay, repair_counts, replay, replay_below, same_file};
+pub(crate) use overlay_book::OverlayBook;
 pub(crate) use qemu_img::{PercentReader, QemuImg};
 pub use resize::{NewSize, Resize};
 pub(crate) use storage_move::Merges;
 pub use storage_move::{MoveDisk, Moved};
 pub use users::ImageUser;
+pub(crate) use users::users_of;
 
-use crate::definition::{DiskFormat, sync_folder};
-use crate::host::Host;
-use crate::jobs::Job;
-use crate::vm::Vm;
-use block_device::Devices;
-use chain::{Chains, Link};
-use users::users_of;
-
-/// Most images of one folder that are looked at.
+/// Most images of one folder that are shown.
 const MAX_IMAGES: usize = 1000;
 
 /// The disk images of a host. Cheap to clone.
@@ -99,34 +109,13 @@ impl Disks {
         Ok(info)
     }
 
-    /// The images that VMs name, those in `folders`, and all that these stand on.
+    /// The images that VMs name, those that were made for VMs, those in `folders`, and all that these stand on.
     ///
     /// # Errors
     ///
     /// When a folder cannot be read.
     pub async fn tree(&self, folders: &[PathBuf]) -> Result<Vec<TreeNode>, DiskError> {
         Ok(self.chains(folders).await?.tree())
-    }
-
-    /// Removes an image that no VM names, nothing stands on and nobody uses.
-    ///
-    /// # Errors
-    ///
-    /// When it is otherwise, or it cannot be removed.
-    pub async fn delete(&self, path: &Path) -> Result<(), DiskError> {
-        let path = &real(path)?;
-        let data = fs::metadata(path).map_err(|error| DiskError::unreadable(path, error))?;
-        if !data.is_file() {
-            return Err(DiskError::invalid(format!("{} is not a file", path.display())));
-        }
-        let folder = path.parent().map(Path::to_path_buf);
-        if let Some(by) = self.chains(folder.as_slice()).await?.need_of(path) {
-            return Err(DiskError::Needed { path: path.into(), by });
-        }
-        self.unused(path)?;
-        fs::remove_file(path).map_err(|error| DiskError::unwritable(path, error))?;
-        let synced = folder.map_or(Ok(()), |folder| sync_folder(&folder));
-        synced.map_err(|error| DiskError::unwritable(path, error))
     }
 
     /// The block devices of the host.
@@ -140,14 +129,21 @@ impl Disks {
 
     /// Who needs an image: VMs that name it, or images that stand on it.
     pub(crate) async fn need_of(&self, path: &Path) -> Result<Option<String>, DiskError> {
-        let path = real(path)?;
-        // Those that VMs stand on are ours; the others are found in its own folder.
-        let folder = path.parent().map(Path::to_path_buf);
-        Ok(self.chains(folder.as_slice()).await?.need_of(&path))
+        Ok(census(self.host.shared(), vec![path.into()], Reach::All).await?.need_of(path))
     }
 
     /// The VM that writes to an image directly.
     pub(crate) fn writer_of(&self, path: &Path) -> Option<String> {
+        self.writer_among(path, |_| true)
+    }
+
+    /// The same, if it is on.
+    fn writer_that_is_on(&self, path: &Path) -> Option<String> {
+        use VmState::{Created, Deleted, Failed, Stopped};
+        self.writer_among(path, |vm| !matches!(vm.status().state, Created | Stopped | Failed | Deleted))
+    }
+
+    fn writer_among(&self, path: &Path, counts: impl Fn(&Vm) -> bool) -> Option<String> {
         let path = real(path).ok()?;
         let same = |other: &Path| real(other).is_ok_and(|other| other == path);
         let writes = |vm: &Vm| {
@@ -155,7 +151,7 @@ impl Disks {
             let mut disks = definitions.iter().flat_map(|definition| &definition.disks);
             disks.any(|disk| !disk.readonly && disk.source.path().is_some_and(same))
         };
-        self.host.list().iter().find(|vm| writes(vm)).map(|vm| vm.name().to_owned())
+        self.host.list().iter().find(|vm| counts(vm) && writes(vm)).map(|vm| vm.name().to_owned())
     }
 
     /// Who has an image open, with the VMs by name.
@@ -204,7 +200,7 @@ impl Disks {
         })
     }
 
-    /// The images that VMs name, those in `folders`, and all that these stand on.
+    /// What [`tree`](Self::tree) shows.
     async fn chains(&self, folders: &[PathBuf]) -> Result<Chains, DiskError> {
         let mut chains = Chains::default();
         let mut formats = Vec::new();
@@ -220,6 +216,10 @@ impl Disks {
         for folder in folders {
             formats.extend(images_in(folder)?.into_iter().map(|path| (path, None)));
         }
+        // There may be none yet.
+        formats.extend(images_in(self.host.images()).unwrap_or_default().into_iter().map(|path| (path, None)));
+        let noted = self.host.shared().overlays.read().unwrap_or_default();
+        formats.extend(noted.iter().filter_map(|noted| Some((real(noted.overlay()).ok()?, None))));
         let mut done = BTreeSet::new();
         for (path, said) in formats {
             self.follow(path, said, &mut chains, &mut done).await;
@@ -253,16 +253,26 @@ impl Disks {
     }
 }
 
-/// The files in `folder` whose names are those of images, but for discs.
+/// The files in `folder` whose names are those of images, but for discs, and those that need others.
 fn images_in(folder: &Path) -> Result<Vec<PathBuf>, DiskError> {
     let folder = &real(folder)?;
     let entries = fs::read_dir(folder).map_err(|error| DiskError::unreadable(folder, error))?;
     let paths = entries.flatten().map(|entry| entry.path());
     let is_disc = |path: &Path| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("iso"));
-    let is_image = |path: &PathBuf| DiskFormat::of_name(path).is_some() && !is_disc(path) && path.is_file();
+    let needs = |path: &Path| needs_of(path).is_ok_and(|needs| needs != Needs::default());
+    let is_image = |path: &PathBuf| match DiskFormat::of_name(path) {
+        _ if is_hidden(path) || !path.is_file() => false,
+        Some(_) => !is_disc(path),
+        None => needs(path),
+    };
     let mut images: Vec<_> = paths.filter(is_image).filter_map(|path| real(&path).ok()).take(MAX_IMAGES).collect();
     images.sort();
     Ok(images)
+}
+
+/// What is not complete is made under such a name.
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
 /// The path without links: two names of one image are one image.

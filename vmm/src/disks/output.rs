@@ -1,8 +1,8 @@
 //! A file that is there whole or not at all: made under another name, and renamed when it is complete.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use super::error::DiskError;
@@ -33,9 +33,12 @@ impl Output {
         }
     }
 
-    /// Makes a file that will take the place of the one at `target`.
+    /// Makes a file that will take the place of the one at `target`, with its owner and mode.
     pub(super) fn replace(target: &Path) -> Result<Self, DiskError> {
-        Ok(Self { target: target.into(), placeholder: None, partial: partial(target)?, complete: false })
+        let output = Self { target: target.into(), placeholder: None, partial: partial(target)?, complete: false };
+        let alike = fs::metadata(target).and_then(|data| make_alike(output.path(), &data));
+        alike.map_err(|error| DiskError::unwritable(target, error))?;
+        Ok(output)
     }
 
     /// The file to write to.
@@ -90,6 +93,17 @@ pub(super) fn claim(target: &Path) -> Result<FileStamp, DiskError> {
         io::ErrorKind::AlreadyExists => DiskError::Exists(target.into()),
         _ => DiskError::unwritable(target, error),
     })
+}
+
+/// Gives a file the owner and the mode that another has.
+fn make_alike(path: &Path, other: &Metadata) -> io::Result<()> {
+    let now = fs::metadata(path)?;
+    let changed = |now: u32, other: u32| (now != other).then_some(other);
+    let (user, group) = (changed(now.uid(), other.uid()), changed(now.gid(), other.gid()));
+    if user.is_some() || group.is_some() {
+        chown(path, user, group)?;
+    }
+    fs::set_permissions(path, Permissions::from_mode(other.mode() & 0o777))
 }
 
 /// A file beside `target` whose name nobody else takes.

@@ -25,7 +25,7 @@ use crate::jobs::FileStamp;
 /// Most overlays beside one image.
 const MAX_OVERLAYS: u32 = 16;
 /// How much of the beginning of a qcow2 image is looked at; its extensions are there.
-const HEAD: usize = 4096;
+pub(super) const HEAD: usize = 4096;
 /// Longest name of what an image stands on, says the format.
 const MAX_NAME: u32 = 1023;
 /// The extension that names the format below.
@@ -63,9 +63,20 @@ pub(crate) async fn make_overlay(
 pub(crate) fn backing_of(path: &Path) -> io::Result<Option<Below>> {
     let mut file = File::open(path)?;
     let head = read_at(&mut file, 0, HEAD)?;
-    let Some((at, length)) = name_in(&head) else { return Ok(None) };
-    let name = read_at(&mut file, at, usize::try_from(length).unwrap_or(0))?;
-    Ok(Some(Below { path: OsStr::from_bytes(&name).into(), format: format_in(&head) }))
+    below_in(&mut file, &head)
+}
+
+/// The same of an image that is open, by its first bytes.
+pub(super) fn below_in(file: &mut File, head: &[u8]) -> io::Result<Option<Below>> {
+    let Some((at, length)) = name_in(head) else { return Ok(None) };
+    let name = read_at(file, at, usize::try_from(length).unwrap_or(0))?;
+    Ok(Some(Below { path: OsStr::from_bytes(&name).into(), format: format_in(head) }))
+}
+
+/// How many snapshots the image at `path` has; none if it is no qcow2.
+pub(super) fn snapshots_in(path: &Path) -> io::Result<u32> {
+    let head = read_at(&mut File::open(path)?, 0, HEAD)?;
+    Ok(number(&head, 60).filter(|_| head.starts_with(b"QFI\xfb")).unwrap_or(0))
 }
 
 /// What an image stands on that a checkpoint laid over a disk; none when it is another's.
@@ -103,16 +114,6 @@ pub(crate) async fn require_writable(program: &QemuImg, path: &Path) -> Result<(
                 overlay.display()
             );
             return Err(DiskError::Needed { path, by });
-        }
-    }
-    Ok(())
-}
-
-/// Fails when a disk of the VM, which its guest writes to, is the image below an overlay.
-pub(crate) async fn require_disks_writable(program: &QemuImg, definition: &Definition) -> Result<(), DiskError> {
-    for disk in definition.disks.iter().filter(|disk| !disk.readonly) {
-        if let Some(path) = disk.source.path() {
-            require_writable(program, path).await?;
         }
     }
     Ok(())
@@ -166,6 +167,11 @@ pub(crate) async fn replay(program: &QemuImg, path: &Path) -> Result<(), DiskErr
     program.ask(arguments).await.map(drop)
 }
 
+/// Whether a checkpoint would call an overlay of the image at `base` so.
+pub(super) fn is_name_of_overlay(path: &Path, base: &Path) -> bool {
+    names(base).any(|name| name == path)
+}
+
 /// Whether two paths lead to one file.
 pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
     a == b || matches!((real(a), real(b)), (Ok(a), Ok(b)) if a == b)
@@ -204,8 +210,14 @@ fn name_in(head: &[u8]) -> Option<(u64, u32)> {
     (at > 0 && (1..=MAX_NAME).contains(&length)).then_some((at, length))
 }
 
-/// The format below, by the extensions that follow the header: a kind, a length and so many bytes, each padded to eight.
+/// The format below.
 fn format_in(head: &[u8]) -> Option<DiskFormat> {
+    DiskFormat::of_driver(std::str::from_utf8(extension(head, BACKING_FORMAT)?).ok()?)
+}
+
+/// What the header extension `wanted` holds. They follow the header: a kind, a length and so many bytes, each padded to
+/// eight.
+pub(super) fn extension(head: &[u8], wanted: u32) -> Option<&[u8]> {
     // Version 2 had a header of a fixed length.
     let mut at = if number(head, 4)? < 3 { 72 } else { usize::try_from(number(head, 100)?).ok()? };
     loop {
@@ -214,7 +226,7 @@ fn format_in(head: &[u8]) -> Option<DiskFormat> {
         let data = head.get(begin..begin.checked_add(length)?)?;
         match kind {
             0 => return None,
-            BACKING_FORMAT => return DiskFormat::of_driver(std::str::from_utf8(data).ok()?),
+            kind if kind == wanted => return Some(data),
             _ => at = begin.checked_add(length.checked_next_multiple_of(8)?)?,
         }
     }

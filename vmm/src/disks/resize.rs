@@ -1,23 +1,26 @@
 //! Making an image larger or smaller.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::census::{Reach, census};
 use super::convert::{check_chain, require_space};
 use super::create::{MAX_SIZE, layout_options, round_up};
 use super::output::Output;
+use super::overlay::same_file;
 use super::{DiskError, Disks, ImageInfo, Made, absolute, real};
 use crate::again::Again;
-use crate::definition::DiskFormat;
+use crate::definition::{Disk, DiskFormat};
 use crate::jobs::{Job, JobHandle, JobId, JobKind, NewJob, Unfinished};
+use crate::vm::Vm;
 
 /// An image to make larger or smaller.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Resize {
-    /// The image; nobody may have it open.
+    /// The image; nobody may have it open, but for a VM whose disk becomes larger.
     pub path: PathBuf,
     /// How it is laid out; none means what its VM or its name tells.
     #[serde(default)]
@@ -40,11 +43,12 @@ pub enum NewSize {
 }
 
 impl Disks {
-    /// Makes an image larger, or smaller where that is asked for by name. A VHD or VHDX is copied for that, as a job.
+    /// Makes an image larger, or smaller where that is asked for by name. A VHD or VHDX is copied for that, as a job. A disk
+    /// of a VM that is on becomes larger while its guest uses it.
     ///
     /// # Errors
     ///
-    /// When somebody has it open, something stands on it, it would become smaller and nobody asked for that, or it
+    /// When somebody else has it open, something stands on it, it would become smaller and nobody asked for that, or it
     /// cannot be written.
     pub async fn resize(&self, request: Resize) -> Result<Made, DiskError> {
         self.resize_as(None, request).await
@@ -59,15 +63,18 @@ impl Disks {
         if size < image.size && !request.shrink {
             let (now, lost) = (image.size, image.size - size);
             return Err(DiskError::invalid(format!(
-                "{} has {now} bytes: to make it smaller loses the last {lost}, and is done only when asked for by name",
+                "{} has {now} bytes: to make it smaller loses the last {lost}, and is done only when asked for by name \
+                 (`--shrink`)",
                 path.display()
             )));
         }
-        self.unused(&path)?;
-        let folder = path.parent().map(std::path::Path::to_path_buf);
-        if let Some(by) = self.chains(folder.as_slice()).await?.stood_on(&path) {
+        if let Some(by) = census(self.host.shared(), vec![path.clone()], Reach::All).await?.stood_on(&path) {
             return Err(DiskError::Needed { path, by });
         }
+        if let Some((vm, disk)) = self.disk_that_is_on(&path) {
+            return self.resize_in_use(&vm, &disk, &image, size).await;
+        }
+        self.unused(&path)?;
         match image.format {
             DiskFormat::Raw | DiskFormat::Qcow2 => self.resize_in_place(&image, size).await,
             DiskFormat::Vhd | DiskFormat::Vhdx if size >= image.size => {
@@ -77,6 +84,34 @@ impl Disks {
                 Err(DiskError::invalid(format!("{} images cannot be made smaller or larger here", format.word())))
             }
         }
+    }
+
+    /// The disk of a VM whose QEMU has the image at `path` open.
+    fn disk_that_is_on(&self, path: &Path) -> Option<(Vm, Disk)> {
+        let is_it = |disk: &&Disk| disk.source.path().is_some_and(|other| same_file(other, path));
+        let on = self.host.list().into_iter().filter(|vm| vm.status().pid.is_some());
+        on.filter_map(|vm| {
+            let disk = vm.definition().disks.iter().find(is_it).cloned()?;
+            (!vm.status().next_start.contains(&disk.id)).then_some((vm, disk))
+        })
+        .next()
+    }
+
+    /// QEMU does it, and tells the guest.
+    async fn resize_in_use(&self, vm: &Vm, disk: &Disk, image: &ImageInfo, size: u64) -> Result<Made, DiskError> {
+        let in_use = |by: String| Err(DiskError::InUse { path: image.path.clone(), by });
+        if size < image.size {
+            return in_use(format!("VM {} is on; a disk becomes smaller only while its VM is off", vm.name()));
+        }
+        if disk.readonly || !matches!(disk.format, DiskFormat::Raw | DiskFormat::Qcow2) {
+            let kind = if disk.readonly { "one that is only read" } else { disk.format.word() };
+            return in_use(format!(
+                "VM {} is on; a disk like it ({kind}) becomes larger only while its VM is off",
+                vm.name()
+            ));
+        }
+        vm.resize_disk(&disk.id, size).await.map_err(|error| DiskError::Refused(error.to_string()))?;
+        Ok(Made::Image(Box::new(self.info(&image.path, Some(image.format)).await?)))
     }
 
     async fn resize_in_place(&self, image: &ImageInfo, size: u64) -> Result<Made, DiskError> {
@@ -122,7 +157,8 @@ impl Disks {
         }
         create.extend(["--".into(), output.path().into(), size.to_string().into()]);
         self.program.ask(create).await.map_err(|error| Unfinished::Failed(error.to_string()))?;
-        let words = ["convert", "-p", "-n", "-f", driver, "-O", driver, "--"];
+        // It was just made, and what is zero need not be written.
+        let words = ["convert", "-p", "-n", "--target-is-zero", "-f", driver, "-O", driver, "--"];
         let mut copy: Vec<OsString> = words.map(Into::into).into();
         copy.extend([(&image.path).into(), output.path().into()]);
         self.copy(copy, image.size, &output, job).await?;

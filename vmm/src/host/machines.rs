@@ -101,7 +101,7 @@ impl Machines {
 }
 
 /// The definitions in `folder`, in the order of their names: of two that exclude each other the first counts.
-pub(super) fn definition_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
+pub(crate) fn definition_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
@@ -119,6 +119,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn same_name(a: &str, b: &str) -> bool {
+pub(super) fn same_name(a: &str, b: &str) -> bool {
     a.to_lowercase() == b.to_lowercase()
 }

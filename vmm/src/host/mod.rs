@@ -1,10 +1,12 @@
 //! All virtual machines of one host.
 //!
 //! * `machines`: which there are,
+//! * `refused`: those whose definitions are refused,
 //! * `folder`: definitions that somebody edits, adds or removes by hand.
 
 mod folder;
 mod machines;
+mod refused;
 
 use std::fs;
 use std::io;
@@ -18,7 +20,7 @@ use uuid::Uuid;
 use crate::accelerator::{self, AcceleratorReport};
 use crate::checkpoints::{self, Checkpoints};
 use crate::definition::{Definition, DefinitionError, FolderWatch, InvalidDefinition, make_folder, replace_file};
-use crate::disks::Disks;
+use crate::disks::{Disks, OverlayBook};
 use crate::engine::{Process, RuntimeFolder, Version, find_uefi};
 use crate::jobs::{Jobs, JobsError, WeakJobs};
 use crate::lifecycle::RequestError;
@@ -26,6 +28,8 @@ use crate::memory::{self, Board, HostMemoryView, MemoryConfig};
 use crate::vm::Vm;
 
 use machines::Machines;
+pub(crate) use machines::definition_files;
+pub use refused::RefusedVm;
 
 /// How a host is set up.
 #[derive(Debug, Clone)]
@@ -87,6 +91,9 @@ pub(crate) struct HostShared {
     pub(crate) config: HostConfig,
     pub(crate) qemu: PathBuf,
     pub(crate) memory: Arc<Board>,
+    /// Images of which no VM need know.
+    pub(crate) overlays: OverlayBook,
+    machines: Weak<Machines>,
     probed: OnceCell<AcceleratorReport>,
     version: OnceCell<Option<Version>>,
 }
@@ -188,8 +195,11 @@ impl Host {
         let memory = Arc::new(Board::new(config.memory));
         tokio::spawn(memory::run(Arc::downgrade(&memory)));
         let (probed, version) = (OnceCell::new(), OnceCell::new());
-        let shared = Arc::new(HostShared { config, qemu, memory, probed, version });
-        let host = Self { shared, machines: Arc::default(), jobs };
+        let overlays = OverlayBook::new(config.definitions.with_file_name("overlays.json"));
+        let machines: Arc<Machines> = Arc::default();
+        let known = Arc::downgrade(&machines);
+        let shared = Arc::new(HostShared { config, qemu, memory, overlays, machines: known, probed, version });
+        let host = Self { shared, machines, jobs };
         let (mut waits, mut problems) = (Vec::new(), Vec::new());
         for file in files {
             match host.machines.load(&file) {
@@ -234,6 +244,11 @@ impl Host {
     #[must_use]
     pub fn disks(&self) -> Disks {
         Disks::new(self.clone(), &self.shared.qemu)
+    }
+
+    /// What the drivers share.
+    pub(crate) fn shared(&self) -> &Arc<HostShared> {
+        &self.shared
     }
 
     /// The folder of the moves that are under way.
@@ -382,6 +397,11 @@ impl WeakHost {
 }
 
 impl HostShared {
+    /// All VMs.
+    pub(crate) fn vms(&self) -> Vec<Vm> {
+        self.machines.upgrade().map_or_else(Vec::new, |machines| machines.all())
+    }
+
     pub(crate) async fn version(&self) -> Option<Version> {
         *self.version.get_or_init(|| Version::of(&self.qemu, self.config.deadlines.probe)).await
     }

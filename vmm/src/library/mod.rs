@@ -35,7 +35,7 @@ use crate::vm::Vm;
 use entry::Entry;
 
 /// The file with an entry's definition.
-const DEFINITION: &str = "vm.toml";
+pub(crate) const DEFINITION: &str = "vm.toml";
 /// The file with the lengths of the rest.
 const SIZES: &str = "SIZES";
 /// The file with the checksums of the rest.

@@ -30,4 +30,4 @@ pub(crate) use holds::{Hold, Holds, Kind as HoldKind};
 pub(crate) use machine::Connections;
 pub(crate) use snapshot::obstacle as snapshot_obstacle;
 pub use snapshot::{InvalidTag, Snapshot, SnapshotTag};
-pub use state::{Refusal, Request, RequestError, Status, VmState};
+pub use state::{Cause, Refusal, Request, RequestError, Status, VmState};

@@ -124,8 +124,8 @@ impl RequestQueue {
 /// The whole of the rules: where `request` leads from here, or why it is refused.
 fn decide(state: VmState, process: Process, request: &Request) -> Result<(VmState, Process), Refusal> {
     use Request::{
-        AttachDisk, ChangeDisc, Delete, DeleteSnapshot, DetachDisk, LoadSnapshot, Pause, PowerOff, Reset, RestoreDisks,
-        Resume, SaveSnapshot, Shutdown, Start, SwitchDisk,
+        AttachDisk, ChangeDisc, Delete, DeleteSnapshot, DetachDisk, LoadSnapshot, Pause, PowerOff, Reset, ResizeDisk,
+        RestoreDisks, Resume, SaveSnapshot, Shutdown, Start, SwitchDisk,
     };
     use VmState::{Created, Deleted, Failed, Paused, Running, Starting, Stopped, Stopping};
 
@@ -153,7 +153,7 @@ fn decide(state: VmState, process: Process, request: &Request) -> Result<(VmStat
         // Processors that stood still before a load stand still after it.
         (Running | Paused, SaveSnapshot { .. } | LoadSnapshot { .. } | DeleteSnapshot { .. }) => Ok((state, process)),
         // It stands still for a moment, and is then as before.
-        (Running | Paused, SwitchDisk { .. }) => Ok((state, process)),
+        (Running | Paused, SwitchDisk { .. } | ResizeDisk { .. }) => Ok((state, process)),
         // As for a start.
         (Created | Stopped | Failed, LoadSnapshot { .. }) => Ok((Running, Process::Alive)),
         (Running | Paused | Created | Stopped | Failed, RestoreDisks { .. }) => Ok((Stopped, Process::None)),
@@ -170,6 +170,7 @@ fn decide(state: VmState, process: Process, request: &Request) -> Result<(VmStat
             | LoadSnapshot { .. }
             | RestoreDisks { .. }
             | DeleteSnapshot { .. }
+            | ResizeDisk { .. }
             | SwitchDisk { .. },
         ) => refuse("it is on its way to another state"),
         (Stopping, Shutdown) => refuse("it is on its way down already"),
@@ -195,7 +196,14 @@ fn decide(state: VmState, process: Process, request: &Request) -> Result<(VmStat
 
         (
             Failed,
-            Shutdown | Reset | Pause | Resume | SaveSnapshot { .. } | DeleteSnapshot { .. } | SwitchDisk { .. },
+            Shutdown
+            | Reset
+            | Pause
+            | Resume
+            | SaveSnapshot { .. }
+            | DeleteSnapshot { .. }
+            | ResizeDisk { .. }
+            | SwitchDisk { .. },
         ) if process == Process::Alive => refuse("its QEMU process does not answer; power it off first"),
         (
             Created | Stopped | Failed,
@@ -206,6 +214,7 @@ fn decide(state: VmState, process: Process, request: &Request) -> Result<(VmStat
             | Resume
             | SaveSnapshot { .. }
             | DeleteSnapshot { .. }
+            | ResizeDisk { .. }
             | SwitchDisk { .. },
         ) => refuse("it is off"),
     }

@@ -85,6 +85,13 @@ pub enum Request {
         /// Its name.
         id: String,
     },
+    /// Make a disk larger that its QEMU has open.
+    ResizeDisk {
+        /// Its name.
+        id: String,
+        /// To so many bytes.
+        size: u64,
+    },
     /// Put another disc into a drive, or none.
     ChangeDisc {
         /// The drive's name.
@@ -145,6 +152,8 @@ pub enum RequestError {
         request: Request,
         /// What went wrong.
         reason: String,
+        /// What kind of reason that is.
+        cause: Cause,
     },
     /// The host is going away.
     #[error("cannot {request} this VM: its host has ended")]
@@ -152,6 +161,21 @@ pub enum RequestError {
         /// What was asked.
         request: Request,
     },
+}
+
+/// What kind of reason something went wrong for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cause {
+    /// The request, or the definition, says what cannot be.
+    Invalid,
+    /// Something it names is not there.
+    Missing,
+    /// Something else has what it needs.
+    InUse,
+    /// Something here or in the system failed.
+    #[default]
+    Failure,
 }
 
 /// A request that the state does not allow.
@@ -198,6 +222,7 @@ impl fmt::Display for Request {
             Self::SwitchDisk { .. } => "switch a disk of",
             Self::AttachDisk { .. } => "attach a disk to",
             Self::DetachDisk { .. } => "detach a disk of",
+            Self::ResizeDisk { .. } => "resize a disk of",
             Self::ChangeDisc { .. } => "change a disc of",
         })
     }

@@ -233,15 +233,20 @@ async fn a_vhd_that_becomes_larger_keeps_what_is_in_it() {
     let disks = host.host().disks();
     let source = host.folder().join("a.img");
     random_file(&source, 3 * MIB);
-    for (name, layout) in [("b.vhd", Layout::Fixed), ("b.vhdx", Layout::Dynamic)] {
+    for (name, layout) in
+        [("a.vhd", Layout::Fixed), ("b.vhd", Layout::Dynamic), ("b.vhdx", Layout::Dynamic), ("c.vhdx", Layout::Fixed)]
+    {
         let path = host.folder().join(name);
         let job = disks.convert(Convert { layout, ..convert(&source, path.clone()) }).await.expect("begun");
         done(&host, job).await;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("its owner's");
         let Made::Job(job) = disks.resize(resize(&path, NewSize::To(40 * MIB))).await.expect("begun") else {
             panic!("no job")
         };
         let info = done(&host, *job).await;
         assert_eq!((info.size, info.layout), (40 * MIB, Some(layout)));
+        assert!(layout == Layout::Fixed || info.on_disk < Some(16 * MIB), "it stays thin: {info:?}");
+        assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o640, "its mode stays");
         let back = host.folder().join(format!("{name}.raw"));
         done(&host, disks.convert(convert(&path, back.clone())).await.expect("begun")).await;
         assert!(fs::read(&back).expect("read").starts_with(&fs::read(&source).expect("read")));
@@ -264,7 +269,9 @@ async fn what_a_running_vm_writes_to_is_left_alone_and_its_user_is_named() {
     let used = format!("{} is in use: VM web01 writes it (process {pid})", path.display());
     let target = host.folder().join("b.raw");
     assert_eq!(disks.convert(convert(&path, target.clone())).await.expect_err("used").to_string(), used);
-    assert_eq!(disks.resize(resize(&path, NewSize::By(MIB))).await.expect_err("used").to_string(), used);
+    let smaller = Resize { shrink: true, ..resize(&path, NewSize::To(MIB)) };
+    let error = disks.resize(smaller).await.expect_err("used").to_string();
+    assert!(error.contains("VM web01 is on; a disk becomes smaller only while its VM is off"), "{error}");
     assert_eq!(disks.create(over(target.clone(), &path)).await.expect_err("not qcow2").to_string(), used);
     let needed = format!("{} is needed: it is a disk of VM web01", path.display());
     assert_eq!(disks.delete(&path).await.expect_err("named").to_string(), needed);

@@ -3,7 +3,10 @@
 use std::fs;
 use std::path::PathBuf;
 
-use vmm::{Definition, Disk, DiskBus, DiskFormat, DiskSource, VmState};
+use vmm::{
+    Cause, Definition, Disk, DiskBus, DiskFormat, DiskSource, Layout, Made, NewImage, NewSize, Preallocation,
+    RequestError, Resize, VmState,
+};
 
 use crate::disk_server::NbdServer;
 use crate::guest_disk::TellTale;
@@ -142,7 +145,7 @@ async fn what_cannot_be_attached_leaves_no_trace() {
     let nbd = DiskSource::Remote("nbd+unix:///x?socket=/nonexistent".parse().expect("a URL"));
     for (disk, says) in [
         (scsi(host.folder().join("missing.raw")), "No such file"),
-        (scsi(taken), "lock"),
+        (scsi(taken), "taken.raw is in use: VM other writes it"),
         (Disk { controller: 1, ..scsi(image(&host, "a.raw", 1, "")) }, "there is no controller 1"),
         (Disk { format: DiskFormat::Qcow2, ..scsi(image(&host, "b.raw", 1, "")) }, "not in qcow2 format"),
         (Disk { source: nbd, ..scsi(PathBuf::new()) }, "No such file"),
@@ -163,4 +166,94 @@ async fn what_cannot_be_attached_leaves_no_trace() {
     let error = vm.attach_disk(scsi(image(&host, "d.raw", 1, ""))).await.expect_err("spoilt by hand").to_string();
     assert!(error.contains("traces.toml:1:1: missing field `name`"), "{error}");
     assert_eq!(*vm.definition(), *both.1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_becomes_larger_while_its_guest_uses_it() {
+    let host = TestHost::new().await;
+    let disks = host.host().disks();
+    let mut telltale = TellTale::new(&host);
+    let (raw, qcow2) = (image(&host, "raw.raw", 4, ""), host.folder().join("two.qcow2"));
+    let new = NewImage {
+        path: qcow2.clone(),
+        size: Some(4 << 20),
+        format: None,
+        layout: Layout::Dynamic,
+        backing: None,
+        preallocation: Preallocation::Off,
+    };
+    disks.create(new).await.expect("created");
+    let on_scsi = Disk::new(raw.clone(), DiskFormat::Raw, DiskBus::Scsi);
+    let on_virtio = Disk::new(qcow2.clone(), DiskFormat::Qcow2, DiskBus::Virtio);
+    let definition = Definition { disks: vec![telltale.disk(), on_virtio, on_scsi], ..console_guest("grows") };
+    let vm = host.host().create(definition).await.expect("created");
+    vm.start().await.expect("starts");
+    shell(&vm.console()).await;
+    telltale.ask(&vm, "until [ -b /dev/vdb ] && [ -b /dev/sda ]; do :; done").await;
+    let resize = |path: &PathBuf, size| Resize { path: path.clone(), format: None, size, shrink: true };
+    for (path, device) in [(&qcow2, "vdb"), (&raw, "sda")] {
+        let Made::Image(info) = disks.resize(resize(path, NewSize::By(3 << 20))).await.expect("larger") else {
+            panic!("a job")
+        };
+        assert_eq!(info.size, 7 << 20);
+        let size = format!("until [ $(cat /sys/block/{device}/size) = {} ]; do :; done; echo grown", (7 << 20) / 512);
+        assert_eq!(telltale.ask(&vm, &size).await, "grown");
+        let end = format!(
+            "printf end | dd of=/dev/{device} bs=1 seek={} conv=notrunc 2>/dev/null; sync; echo kept",
+            (7 << 20) - 3
+        );
+        assert_eq!(telltale.ask(&vm, &end).await, "kept");
+        disks.resize(resize(path, NewSize::To(4 << 20))).await.expect_err("its guest has it");
+    }
+    assert!(fs::read(&raw).expect("read").ends_with(b"end"));
+    vm.pause().await.expect("paused");
+    disks.resize(resize(&raw, NewSize::By(1 << 20))).await.expect("larger while it stands still, too");
+    assert_eq!(fs::metadata(&raw).expect("there").len(), 8 << 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_wrong_is_told_in_words_and_by_its_kind() {
+    let host = TestHost::new().await;
+    let (vm, other) = (host.firmware_vm("vm").await, host.host().create(firmware("other")).await.expect("created"));
+    let scsi = |path: PathBuf| Disk::new(path, DiskFormat::Raw, DiskBus::Scsi);
+    let taken = image(&host, "taken.raw", 1, "");
+    other.attach_disk(scsi(taken.clone())).await.expect("attached");
+    other.start().await.expect("starts");
+    let qcow2 = host.folder().join("a.qcow2");
+    let new = NewImage {
+        path: qcow2.clone(),
+        size: Some(1 << 20),
+        format: None,
+        layout: Layout::Dynamic,
+        backing: None,
+        preallocation: Preallocation::Off,
+    };
+    host.host().disks().create(new).await.expect("created");
+    let cause = |error: RequestError, words: &str| match error {
+        RequestError::Failed { reason, cause, .. } => {
+            assert!(reason.contains(words), "{reason}");
+            cause
+        }
+        error => panic!("{error}"),
+    };
+    for (disk, kind, words) in [
+        (scsi(host.folder().join("missing.raw")), Cause::Missing, "No such file"),
+        (
+            Disk { controller: 7, ..scsi(image(&host, "b.raw", 1, "")) },
+            Cause::Invalid,
+            "disk disk0: there is no controller 7",
+        ),
+        (Disk { unit: Some(200), ..scsi(image(&host, "b.raw", 1, "")) }, Cause::Invalid, "disk disk0: `unit`"),
+        (scsi(qcow2), Cause::Invalid, "a.qcow2 is qcow2 by its name and its bytes"),
+    ] {
+        assert_eq!(cause(vm.attach_disk(disk).await.expect_err("refused"), words), kind);
+    }
+    assert_eq!(cause(vm.detach_disk("disk9").await.expect_err("unknown"), "no disk `disk9`"), Cause::Missing);
+    // Off, it takes what another has; on, it does not get it.
+    vm.attach_disk(scsi(taken.clone())).await.expect("it is off");
+    let in_use = "taken.raw is in use: VM other writes it";
+    assert_eq!(cause(vm.start().await.expect_err("locked"), in_use), Cause::InUse);
+    assert!(vm.status().reason.is_some_and(|reason| reason.contains(in_use)));
+    fs::remove_file(&taken).expect("removed");
+    assert_eq!(cause(vm.start().await.expect_err("gone"), "No such file"), Cause::Missing);
 }

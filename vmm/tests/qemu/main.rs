@@ -21,6 +21,7 @@ mod lifecycle;
 mod memory;
 mod move_targets;
 mod moves;
+mod needed;
 mod network;
 mod overlays;
 mod places;

@@ -443,7 +443,7 @@ async fn a_vm_that_is_off_is_served_by_the_same_request_and_not_started_meanwhil
     let slow = MoveDisk { rate: Some(SIZE / 2), ..request.clone() };
     let job = images.move_disk(&vm, "disk0", slow).await.expect("begun");
     until(&host, &job, |job| job.progress.done > 0).await;
-    let Err(RequestError::Failed { request: Request::Start, reason }) = vm.start().await else {
+    let Err(RequestError::Failed { request: Request::Start, reason, .. }) = vm.start().await else {
         panic!("it is copied")
     };
     assert!(reason.contains("is being moved"), "{reason}");

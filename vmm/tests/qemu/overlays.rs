@@ -108,9 +108,10 @@ async fn a_guest_goes_back_whatever_its_disks_are() {
     done(&host, disks.move_disk(&vm, "disk1", moved).await.expect("begun")).await;
     assert_eq!(guest.tell(READ).await, "toptoptop");
     assert!(fs::read(&target).expect("there").starts_with(b"top"));
+    assert!(matches!(disks.delete(&overlay).await, Err(DiskError::Doubted { .. })), "a state is kept in it");
     for free in [&overlay, &files[1]] {
         assert_eq!(disks.info(free, None).await.expect("described").users, [], "nobody has it open");
-        disks.delete(free).await.expect("nothing stands on it");
+        disks.delete_by_force(free).await.expect("nothing stands on it");
     }
     let job = ends(&host, checkpoints.delete("third").await.expect("begun")).await;
     assert_eq!(merged(&job), named(&[0, 2], &files), "{job:?}");

@@ -191,7 +191,7 @@ fn a_refusal_says_where_and_why() {
         (&format!("{HEAD}[boot]\nkernel = \"/k\"\nkernal = 1\n"), "demo.toml:6:1: unknown field `kernal`"),
         (
             &format!("{HEAD}[[disk]]\npath = \"/d\"\nformat = \"raw\"\n[[disk]]\npath = \"/d\"\nformat = \"raw\"\n"),
-            "demo.toml:8:8: disk 2 is the same file as disk 1",
+            "demo.toml:8:8: disk disk1 is the same file as disk disk0",
         ),
         (&format!("{HEAD}[[disk]]\npath = \"/d\"\nformat = \"vdi\"\n"), "demo.toml:6:10: unknown variant `vdi`"),
         (&format!("{HEAD}[[disk]]\npath = \"d\"\nformat = \"raw\"\n"), "demo.toml:5:8: `path` must be an absolute"),

@@ -17,6 +17,7 @@ use super::decision::Phase;
 use super::moving::{Move, failed, stopped};
 use super::switch::define;
 use crate::definition::{Disk, DiskFormat};
+use crate::disks::census::{Reach, census};
 use crate::disks::convert::require_space;
 use crate::disks::qemu_img::Progress;
 use crate::disks::{DiskError, Disks, describe, laid_on, real, replay, same_file};
@@ -153,13 +154,13 @@ impl Disks {
     /// Nothing else may need the file as it is, or stand on what goes.
     async fn check_below(&self, overlay: &Path, base: &Path) -> Result<(), DiskError> {
         let overlay = real(overlay)?;
-        let folder = base.parent().map(Path::to_path_buf);
-        let chains = self.chains(folder.as_slice()).await?;
+        let about = vec![base.to_path_buf(), overlay.clone()];
+        let mut census = census(self.host.shared(), about, Reach::All).await?;
         let needed = |path: &Path, by| Err(DiskError::Needed { path: path.into(), by });
-        if let Some(by) = chains.need_beside(base, &overlay) {
+        if let Some(by) = census.need_beside(base, &overlay) {
             return needed(base, by);
         }
-        chains.stood_on(&overlay).map_or(Ok(()), |by| needed(&overlay, by))
+        census.stood_on(&overlay).map_or(Ok(()), |by| needed(&overlay, by))
     }
 
     /// What the overlay takes must fit, as far as the file does not have that room already.

@@ -67,6 +67,16 @@ impl Plug {
         self.remove_unused(id).await
     }
 
+    /// Makes a disk larger; the guest is told of it.
+    pub(crate) async fn resize(&self, id: &str, size: u64) -> Result<(), QmpError> {
+        let drives = self.drives().await?;
+        let command = "block_resize";
+        let Some(node) = drives.node(id) else {
+            return Err(QmpError::Refused { command: command.into(), reason: format!("QEMU has no disk {id}") });
+        };
+        self.execute(command, json!({ "node-name": node, "size": size })).await.map(drop)
+    }
+
     /// Puts what `disk` says into its drive: another disc, or none. With `force` whether the guest has locked it or not.
     pub(crate) async fn change_medium(&self, disk: &Disk, force: bool) -> Result<(), QmpError> {
         let drives = self.drives().await?;

@@ -1,10 +1,15 @@
 //! Disks that come, go and change: in the definition first, in QEMU then.
 
-use crate::definition::{Definition, Disk, DiskSource};
-use crate::disks::{QemuImg, lasting_name, require_free, require_writable};
+use std::io;
+use std::path::Path;
+
+use crate::definition::{Definition, Disk, DiskFormat, DiskSource, InvalidDefinition};
+use crate::disks::{certain_format, lasting_name, require_disks_writable, require_free, users_of};
 use crate::engine::QmpError;
 use crate::lifecycle::disks::{Correction, Plug, can_be_plugged};
+use crate::lifecycle::machine::Machine;
 use crate::lifecycle::snapshot::Overlays;
+use crate::lifecycle::state::Cause;
 
 use super::{Driver, Trouble};
 
@@ -17,15 +22,15 @@ impl Driver {
         let id = disk.id.clone();
         lasting_name(&mut disk.source);
         require_there(&disk.source)?;
-        if let Some(path) = disk.source.path().filter(|_| !disk.readonly) {
-            let writable = require_writable(&QemuImg::beside(&self.host.qemu), path).await;
-            writable.map_err(|error| Trouble::Refused(error.to_string()))?;
-        }
+        require_believable(&disk)?;
+        let writable = require_disks_writable(&self.host, std::slice::from_ref(&disk)).await;
+        writable.map_err(|error| Trouble::refused_for(&error))?;
+        let source = disk.source.clone();
         let attach = |definition: &mut Definition| {
             definition.disks.push(disk.clone());
             definition.settle();
         };
-        self.change_disks(attach, async |plug, definition| match definition.disk(&id) {
+        self.change_disks(&source, attach, async |plug, definition| match definition.disk(&id) {
             Some(disk) if can_be_plugged(disk, &definition.controllers) => {
                 plug.attach(disk, &definition.controllers).await
             }
@@ -39,7 +44,7 @@ impl Driver {
         self.require_readable()?;
         let disk = self.known_disk(id)?;
         let detach = |definition: &mut Definition| definition.disks.retain(|other| other.id != disk.id);
-        self.change_disks(detach, async |plug, definition| {
+        self.change_disks(&disk.source, detach, async |plug, definition| {
             if can_be_plugged(&disk, &definition.controllers) && plug.drives().await?.has(&disk.id) {
                 plug.detach(&disk.id).await
             } else {
@@ -49,11 +54,19 @@ impl Driver {
         .await
     }
 
+    /// The guest sees the new size at once, if what its disk sits on can tell it.
+    pub(super) async fn resize_disk(&mut self, id: &str, size: u64) -> Result<(), Trouble> {
+        let disk = self.known_disk(id)?;
+        let plug = self.plug()?.ok_or_else(|| Trouble::Refused("it is off".into()))?;
+        plug.resize(&disk.id, size).await.map_err(|error| self.trouble(error, &disk.source))
+    }
+
     pub(super) async fn change_disc(&mut self, id: &str, source: &DiskSource, force: bool) -> Result<(), Trouble> {
         self.require_readable()?;
         let disk = self.known_disk(id)?;
         if !disk.cdrom {
-            return Err(Trouble::Refused(format!("disk {} is no drive for discs", disk.id)));
+            let reason = format!("disk {} is no drive for discs", disk.id);
+            return Err(Trouble::of(Cause::Invalid, Trouble::Refused(reason)));
         }
         require_there(source)?;
         let changed = Disk { source: source.clone(), ..disk };
@@ -62,7 +75,7 @@ impl Driver {
                 disk.source.clone_from(&changed.source);
             }
         };
-        self.change_disks(insert, async |plug, _| {
+        self.change_disks(source, insert, async |plug, _| {
             if plug.drives().await?.has(&changed.id) { plug.change_medium(&changed, force).await } else { Ok(()) }
         })
         .await
@@ -99,12 +112,13 @@ impl Driver {
     /// Changes the definition and does in QEMU, if there is one, what it takes. What QEMU cannot do is not left in the file.
     async fn change_disks(
         &mut self,
+        source: &DiskSource,
         change: impl Fn(&mut Definition),
         in_qemu: impl AsyncFnOnce(&Plug, &Definition) -> Result<(), QmpError>,
     ) -> Result<(), Trouble> {
         let plug = self.plug()?;
         let before = self.definition.both();
-        self.definition.change(change).map_err(|error| Trouble::Refused(error.to_string()))?;
+        self.definition.change(change).map_err(not_changed)?;
         let Some(plug) = plug else { return Ok(()) };
         let done = in_qemu(&plug, &self.definition.current()).await;
         if done.is_err()
@@ -113,7 +127,7 @@ impl Driver {
             tracing::warn!(%error, "the definition keeps a change that was not made");
         }
         self.note_differences(&plug).await;
-        done.map_err(trouble)
+        done.map_err(|error| self.trouble(error, source))
     }
 
     /// Makes it known which disks wait for the next start.
@@ -143,7 +157,7 @@ impl Driver {
             disk.id = (first..).map(|number| format!("disk{number}")).find(is_free).unwrap_or_default();
         } else if waits.contains(&disk.id) {
             let reason = format!("the guest has a disk {} until its next start; take another name", disk.id);
-            return Err(Trouble::Refused(reason));
+            return Err(Trouble::of(Cause::InUse, Trouble::Refused(reason)));
         }
         if disk.unit.is_none() {
             // One that is free now, and at the next start.
@@ -157,7 +171,7 @@ impl Driver {
 
     /// The disk of that name or image.
     fn known_disk(&self, id: &str) -> Result<Disk, Trouble> {
-        let unknown = || Trouble::Refused(format!("it has no disk `{id}`"));
+        let unknown = || Trouble::of(Cause::Missing, Trouble::Refused(format!("it has no disk `{id}`")));
         self.definition.current().disk(id).cloned().ok_or_else(unknown)
     }
 
@@ -184,17 +198,62 @@ async fn correct(plug: &Plug, correction: &Correction, definition: &Definition) 
     }
 }
 
+impl Driver {
+    /// What QEMU refuses leaves the VM as it was; silence does not.
+    fn trouble(&self, error: QmpError, source: &DiskSource) -> Trouble {
+        match error {
+            QmpError::Refused { reason, .. } => match self.who_locks(&reason, source.path()) {
+                Some(by) => Trouble::of(Cause::InUse, Trouble::Refused(by)),
+                None => Trouble::Refused(reason),
+            },
+            error => Trouble::Failed(error.to_string()),
+        }
+    }
+
+    /// Who has an image, when that is why QEMU does not open it: QEMU knows only of a lock.
+    pub(super) fn who_locks<'a>(&self, said: &str, paths: impl IntoIterator<Item = &'a Path>) -> Option<String> {
+        if !said.contains("Failed to get") || !said.contains("lock") {
+            return None;
+        }
+        let own = self.machine.as_ref().map(Machine::pid);
+        paths.into_iter().find_map(|path| {
+            let users = users_of(path).unwrap_or_default();
+            let mut user = users.into_iter().find(|user| user.locks && Some(user.pid) != own)?;
+            user.vm =
+                self.host.vms().iter().find(|vm| vm.status().pid == Some(user.pid)).map(|vm| vm.name().to_owned());
+            Some(format!("{} is in use: {}", path.display(), user.in_words()))
+        })
+    }
+}
+
 /// Fails when a file is not there, or something of the host has the device.
 fn require_there(source: &DiskSource) -> Result<(), Trouble> {
     let Some(path) = source.path() else { return Ok(()) };
-    std::fs::metadata(path).map_err(|error| Trouble::Refused(format!("{}: {error}", path.display())))?;
-    require_free(path).map_err(Trouble::Refused)
+    let missing = |error: io::Error| {
+        let cause = if error.kind() == io::ErrorKind::NotFound { Cause::Missing } else { Cause::Failure };
+        Trouble::of(cause, Trouble::Refused(format!("{}: {error}", path.display())))
+    };
+    std::fs::metadata(path).map_err(missing)?;
+    require_free(path).map_err(|by| Trouble::of(Cause::InUse, Trouble::Refused(by)))
 }
 
-/// What QEMU refuses leaves the VM as it was; silence does not.
-fn trouble(error: QmpError) -> Trouble {
-    match error {
-        QmpError::Refused { reason, .. } => Trouble::Refused(reason),
-        error => Trouble::Failed(error.to_string()),
-    }
+/// Fails when an image is to be taken as raw whose name and bytes say otherwise: what a guest writes would destroy it.
+fn require_believable(disk: &Disk) -> Result<(), Trouble> {
+    let named = disk.source.path().filter(|_| disk.format == DiskFormat::Raw && !disk.readonly);
+    let Some(format) = named.and_then(certain_format).filter(|format| *format != DiskFormat::Raw) else {
+        return Ok(());
+    };
+    let reason = format!(
+        "{} is {} by its name and its bytes: what a guest wrote to it as a raw disk would destroy it",
+        disk.source,
+        format.word()
+    );
+    Err(Trouble::of(Cause::Invalid, Trouble::Refused(reason)))
+}
+
+/// A definition was not changed: it says what cannot be, or its file cannot be written.
+fn not_changed(error: io::Error) -> Trouble {
+    let is_invalid = error.get_ref().is_some_and(|inner| inner.is::<InvalidDefinition>());
+    let cause = if is_invalid { Cause::Invalid } else { Cause::Failure };
+    Trouble::of(cause, Trouble::Refused(error.to_string()))
 }

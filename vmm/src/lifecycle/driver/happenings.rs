@@ -8,7 +8,7 @@ use crate::accelerator::AcceleratorReport;
 use crate::definition::Accelerator;
 use crate::engine::{Event, Exit, Leftover, QmpError, RuntimeFolder};
 use crate::lifecycle::machine::{Happening, Machine, RunState};
-use crate::lifecycle::state::{Request, RequestError};
+use crate::lifecycle::state::{Cause, Request, RequestError};
 
 impl Driver {
     /// Finds out what became of the VM while there was no gateway.
@@ -252,7 +252,7 @@ impl Driver {
         let limit = self.host.config.deadlines.guest_shutdown.as_secs();
         for (reply, _) in self.shutdowns.extract_if(.., |(_, deadline)| *deadline <= now) {
             let reason = format!("the guest did not go down within {limit} s");
-            let _ = reply.send(Err(RequestError::Failed { request: Request::Shutdown, reason }));
+            let _ = reply.send(Err(RequestError::Failed { request: Request::Shutdown, reason, cause: Cause::Failure }));
         }
     }
 

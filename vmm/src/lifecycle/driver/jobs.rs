@@ -18,6 +18,7 @@ use tracing::Instrument as _;
 
 use super::{Driver, RequestId, Trouble, VmState};
 use crate::bus::{BusShared, QuiesceReason};
+use crate::disks::require_disks_writable;
 use crate::disks::{DiskError, QemuImg};
 use crate::engine::QmpError;
 use crate::lifecycle::snapshot::{self, Images, Jobs, OverlayError, Overlays, Snapshot, SnapshotTag};
@@ -91,6 +92,8 @@ impl Driver {
         // Before anything is ended for it.
         let images = self.images()?;
         require_on(&images, &tag).await?;
+        let writable = require_disks_writable(&self.host, &self.definition.current().disks).await;
+        writable.map_err(|error| Trouble::Refused(error.to_string()))?;
         self.power_off(None).await?;
         let work = restore(images, tag.clone());
         self.job = Some(Job::new(id, Request::RestoreDisks { tag }, Stage::Found, work));

@@ -24,8 +24,9 @@ use super::holds::Hold;
 use super::machine::{Connections, Machine};
 use super::request_queue::{Process, RequestId, RequestQueue, Step};
 use super::snapshot::Snapshot;
-use super::state::{Request, RequestError, Status, VmState};
+use super::state::{Cause, Request, RequestError, Status, VmState};
 use crate::definition::{Change, DefinitionFile, EditDefinition, EditError};
+use crate::disks::DiskError;
 use crate::host::HostShared;
 use crate::memory::{self, Facts, Orders};
 
@@ -88,6 +89,8 @@ enum Trouble {
     Failed(String),
     /// There is no sense left in what its QEMU holds.
     Lost(String),
+    /// Either of these, for a reason of that kind.
+    Of(Cause, Box<Trouble>),
 }
 
 /// A VM's driver.
@@ -119,9 +122,29 @@ pub(crate) struct Driver {
 }
 
 impl Trouble {
+    /// With what kind of reason it is.
+    fn of(cause: Cause, trouble: Self) -> Self {
+        Self::Of(cause, Box::new(trouble))
+    }
+
+    /// What was refused because of what `error` says.
+    fn refused_for(error: &DiskError) -> Self {
+        Self::of(error.cause(), Self::Refused(error.to_string()))
+    }
+
     fn reason(self) -> String {
-        let (Self::Refused(reason) | Self::Failed(reason) | Self::Lost(reason)) = self;
-        reason
+        match self {
+            Self::Refused(reason) | Self::Failed(reason) | Self::Lost(reason) => reason,
+            Self::Of(_, trouble) => trouble.reason(),
+        }
+    }
+
+    /// What kind of reason it has, and what else there is to it.
+    fn take_cause(self) -> (Cause, Self) {
+        match self {
+            Self::Of(cause, trouble) => (cause, *trouble),
+            trouble => (Cause::default(), trouble),
+        }
     }
 }
 
@@ -275,19 +298,21 @@ impl Driver {
             Request::SwitchDisk { .. } => return self.begin_switch(id).err().map(Err),
             Request::AttachDisk { disk } => self.attach_disk(disk).await,
             Request::DetachDisk { id } => self.detach_disk(id).await,
+            Request::ResizeDisk { id, size } => self.resize_disk(id, *size).await,
             Request::ChangeDisc { id, source, force } => self.change_disc(id, source, *force).await,
         })
     }
 
     fn finish(&mut self, id: RequestId, request: Request, done: Result<(), Trouble>) {
-        let answer = match done {
-            Ok(()) => Ok(()),
-            Err(Trouble::Refused(reason)) => Err(RequestError::Failed { request, reason }),
-            Err(Trouble::Failed(reason) | Trouble::Lost(reason)) => {
+        let answer = done.map_err(|trouble| {
+            let (cause, trouble) = trouble.take_cause();
+            let fails = !matches!(trouble, Trouble::Refused(_));
+            let reason = trouble.reason();
+            if fails {
                 self.enter(VmState::Failed, Some(reason.clone()));
-                Err(RequestError::Failed { request, reason })
             }
-        };
+            RequestError::Failed { request, reason, cause }
+        });
         let state = self.status.borrow().state;
         self.queue.finish(state, self.process());
         self.answer(id, answer);
@@ -337,7 +362,7 @@ impl Driver {
             VmState::Stopped | VmState::Deleted => Ok(()),
             VmState::Failed => {
                 let reason = self.status.borrow().reason.clone().unwrap_or_default();
-                Err(RequestError::Failed { request: Request::Shutdown, reason })
+                Err(RequestError::Failed { request: Request::Shutdown, reason, cause: Cause::Failure })
             }
             _ => return,
         };

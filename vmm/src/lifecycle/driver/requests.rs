@@ -18,6 +18,7 @@ use crate::engine::{
     connect_network, flash,
 };
 use crate::lifecycle::machine::{Machine, Plan};
+use crate::lifecycle::state::Cause;
 use crate::memory::{Hardware, hyper_v_obstacle};
 
 impl Driver {
@@ -55,11 +56,12 @@ impl Driver {
         let report = self.accelerator().await?;
         self.status.send_modify(|status| status.accelerator = Some(report.clone()));
         if let Some(missing) = definition.missing_files() {
-            return Err(Trouble::Failed(missing));
+            return Err(Trouble::of(Cause::Missing, Trouble::Failed(missing)));
         }
         let mut paths = definition.disks.iter().filter_map(|disk| disk.source.path());
-        paths.try_for_each(require_free).map_err(Trouble::Failed)?;
-        self.look_below_disks(&definition).await.map_err(|error| Trouble::Failed(error.to_string()))?;
+        paths.try_for_each(require_free).map_err(|by| Trouble::of(Cause::InUse, Trouble::Failed(by)))?;
+        let below = self.look_below_disks(&definition).await;
+        below.map_err(|error| Trouble::of(error.cause(), Trouble::Failed(error.to_string())))?;
         if Hardware::of(&definition).is_some_and(|hardware| hardware.is_hyper_v())
             && let Some(obstacle) = hyper_v_obstacle(&report, self.host.version().await)
         {
@@ -81,7 +83,7 @@ impl Driver {
             tpm: definition.tpm.is_some().then(|| self.tpm()),
         };
         let machine = Machine::start(plan, folder, &self.connections, self.host.config.deadlines).await;
-        let machine = self.machine.insert(machine.map_err(Trouble::Failed)?);
+        let machine = self.machine.insert(machine.map_err(|said| self.not_started(said, &definition))?);
         self.status.send_modify(|status| status.pid = Some(machine.pid()));
         if let Err(reason) = connect_network(&definition, deadline).await {
             if let Some(machine) = self.machine.take() {
@@ -94,10 +96,25 @@ impl Driver {
         Ok(report.accelerator)
     }
 
+    /// Why QEMU ended at once, in our words where QEMU's say little.
+    fn not_started(&self, said: String, definition: &Definition) -> Trouble {
+        let paths = definition.disks.iter().filter_map(|disk| disk.source.path());
+        if let Some(by) = self.who_locks(&said, paths) {
+            return Trouble::of(Cause::InUse, Trouble::Failed(by));
+        }
+        match taken_forward(&said) {
+            Some(rule) => {
+                let reason = format!("the host's port of the forward {rule} cannot be had: another program has it");
+                Trouble::of(Cause::InUse, Trouble::Failed(reason))
+            }
+            None => Trouble::Failed(said),
+        }
+    }
+
     /// Images that others stand on are not written to, and those that disks stand on can be read.
     async fn look_below_disks(&self, definition: &Definition) -> Result<(), DiskError> {
         let program = QemuImg::beside(&self.host.qemu);
-        require_disks_writable(&program, definition).await?;
+        require_disks_writable(&self.host, &definition.disks).await?;
         if let Err(error) = replay_below(&program, definition).await {
             // QEMU says itself what it cannot read.
             tracing::warn!(%error, "an image below a disk is left as it is");
@@ -195,4 +212,10 @@ impl Driver {
         let arguments = json!({ "filename": path, "device": DISPLAY_DEVICE, "head": 0, "format": "png" });
         Ok(async move { qmp.execute("screendump", arguments).await.map(drop).map_err(|error| error.to_string()) })
     }
+}
+
+/// The forward that QEMU could not set up, by what it said.
+fn taken_forward(said: &str) -> Option<&str> {
+    let (_, rule) = said.split_once("Could not set up host forwarding rule '")?;
+    Some(rule.split_once('\'')?.0)
 }
