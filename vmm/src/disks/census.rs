@@ -217,6 +217,13 @@ pub(crate) async fn census(host: &Arc<HostShared>, about: Vec<PathBuf>, reach: R
     taken.map_err(|error| DiskError::Refused(error.to_string()))?
 }
 
+/// Has it noted what VMs have, before one has it no more.
+pub(crate) async fn note_overlays(host: &Arc<HostShared>) {
+    if let Err(error) = census(host, Vec::new(), Reach::Near).await {
+        tracing::warn!(%error, "the overlays that VMs have are not noted");
+    }
+}
+
 /// Fails when a guest that has `disks` would write to what others stand on.
 pub(crate) async fn require_disks_writable(host: &Arc<HostShared>, disks: &[Disk]) -> Result<(), DiskError> {
     let written = disks.iter().filter(|disk| !disk.readonly).filter_map(|disk| disk.source.path());

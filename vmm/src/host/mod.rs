@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::accelerator::{self, AcceleratorReport};
 use crate::checkpoints::{self, Checkpoints};
 use crate::definition::{Definition, DefinitionError, FolderWatch, InvalidDefinition, make_folder, replace_file};
-use crate::disks::{Disks, OverlayBook};
+use crate::disks::{Disks, OverlayBook, note_overlays};
 use crate::engine::{Process, RuntimeFolder, Version, find_uefi};
 use crate::jobs::{Jobs, JobsError, WeakJobs};
 use crate::lifecycle::RequestError;
@@ -330,6 +330,7 @@ impl Host {
     pub async fn delete(&self, name_or_uuid: &str) -> Result<(), HostError> {
         let _changing = self.machines.change().await;
         let vm = self.find(name_or_uuid).ok_or_else(|| HostError::Unknown(name_or_uuid.into()))?;
+        note_overlays(&self.shared).await;
         vm.delete().await?;
         vm.checkpoint_keeper().remove();
         self.machines.remove(vm.uuid());

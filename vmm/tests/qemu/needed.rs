@@ -67,13 +67,20 @@ async fn a_base_stays_whose_overlay_is_elsewhere() {
     create(&disks, &base, None).await;
     create(&disks, &ours, Some(&base)).await;
     stays(&disks, &base, "there/ours stands on it").await;
-    // A VM had one that somebody made by hand, and has it no more.
-    overlay_by_hand(&base, &had);
-    host.host().create(with("had", vec![disk(&had)])).await.expect("created");
-    stays(&disks, &base, "stands on it").await;
+    // VMs had some that somebody made by hand, and have them no more.
     disks.delete(&ours).await.expect("nothing stands on it");
+    let detached = there.join("detached");
+    for overlay in [&had, &detached] {
+        overlay_by_hand(&base, overlay);
+    }
+    host.host().create(with("had", vec![disk(&had)])).await.expect("created");
     host.host().delete("had").await.expect("deleted");
+    let vm = host.host().create(with("has", vec![disk(&detached)])).await.expect("created");
+    vm.detach_disk(&detached.display().to_string()).await.expect("detached");
+    drop(vm);
     host.reopen().await;
+    stays(&host.host().disks(), &base, "there/detached stands on it").await;
+    fs::remove_file(&detached).expect("removed");
     let disks = host.host().disks();
     stays(&disks, &base, "there/had.qcow2 stands on it").await;
     let error = disks.resize(Resize { path: base.clone(), format: None, size: NewSize::By(MIB), shrink: false }).await;

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use crate::definition::{Definition, Disk, DiskFormat, DiskSource, InvalidDefinition};
-use crate::disks::{certain_format, lasting_name, require_disks_writable, require_free, users_of};
+use crate::disks::{certain_format, lasting_name, note_overlays, require_disks_writable, require_free, users_of};
 use crate::engine::QmpError;
 use crate::lifecycle::disks::{Correction, Plug, can_be_plugged};
 use crate::lifecycle::machine::Machine;
@@ -43,6 +43,7 @@ impl Driver {
     pub(super) async fn detach_disk(&mut self, id: &str) -> Result<(), Trouble> {
         self.require_readable()?;
         let disk = self.known_disk(id)?;
+        note_overlays(&self.host).await;
         let detach = |definition: &mut Definition| definition.disks.retain(|other| other.id != disk.id);
         self.change_disks(&disk.source, detach, async |plug, definition| {
             if can_be_plugged(&disk, &definition.controllers) && plug.drives().await?.has(&disk.id) {
