@@ -141,7 +141,7 @@ mod tests {
         let disc = parse_disk("a.iso,device=cdrom").unwrap().disk;
         assert_eq!(disc, Disk::cdrom(DiskSource::Path(absolute("a.iso".into())), DiskBus::Ide));
         let told = parse_disk("path=/a,format=zip").unwrap_err();
-        assert_eq!(told, "`zip` is not one of `raw`, `qcow2`, `vhd`, `vhdx`, `vmdk`");
+        assert!(told.starts_with("`zip` is not one of `raw`, `qcow2`,"), "{told}");
         for text in [
             "size=1G",
             "a.iso,device=cdrom,size=1G",

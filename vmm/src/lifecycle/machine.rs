@@ -61,6 +61,18 @@ struct Monitor {
     events: mpsc::Receiver<Event>,
 }
 
+/// Why a monitor is not open.
+#[derive(Debug, thiserror::Error)]
+enum NotOpened {
+    /// QEMU ended, and said that.
+    #[error("{0}")]
+    Ended(String),
+    #[error("QEMU's monitor did not answer within {0} s")]
+    Silent(f32),
+    #[error(transparent)]
+    Closed(#[from] QmpError),
+}
+
 /// What QEMU does by itself.
 #[derive(Debug)]
 pub(super) enum Happening {
@@ -119,10 +131,14 @@ impl Machine {
             }
         };
         let mut machine = Self::new(process, tpm, folder, memory, connections, deadlines);
-        match machine.connect(deadlines.start).await {
+        match machine.open_monitor(deadlines.start).await {
             Ok(()) => Ok(machine),
-            Err(reason) => {
-                let end = machine.end_by_force().await;
+            Err(error) => {
+                if matches!(error, NotOpened::Closed(_)) {
+                    // It is about to end, and has said why.
+                    let _ = timeout(deadlines.command, machine.process.ended()).await;
+                }
+                let (reason, end) = (error.to_string(), machine.end_by_force().await);
                 Err(end.map_or(reason.clone(), |end| if end.told { end.reason } else { reason }))
             }
         }
@@ -158,6 +174,10 @@ impl Machine {
 
     /// Opens the monitor, unless it is open.
     pub(super) async fn connect(&mut self, deadline: Duration) -> Result<(), String> {
+        self.open_monitor(deadline).await.map_err(|error| error.to_string())
+    }
+
+    async fn open_monitor(&mut self, deadline: Duration) -> Result<(), NotOpened> {
         if self.monitor.is_some() {
             return Ok(());
         }
@@ -167,11 +187,9 @@ impl Machine {
         };
         let opened = tokio::select! {
             opened = timeout(deadline, open) => opened,
-            exit = self.process.ended() => return Err(self.obituary(exit)),
+            exit = self.process.ended() => return Err(NotOpened::Ended(self.obituary(exit))),
         };
-        let (qmp, events) = opened
-            .map_err(|_| format!("QEMU's monitor did not answer within {} s", deadline.as_secs_f32()))?
-            .map_err(|error| error.to_string())?;
+        let (qmp, events) = opened.map_err(|_| NotOpened::Silent(deadline.as_secs_f32()))??;
         self.monitor = Some(Monitor { qmp: Arc::new(qmp), events });
         Ok(())
     }

@@ -197,10 +197,10 @@ fn a_refusal_says_where_and_why() {
         (&format!("{HEAD}[[disk]]\npath = \"d\"\nformat = \"raw\"\n"), "demo.toml:5:8: `path` must be an absolute"),
         (
             &format!("{HEAD}[[disk]]\npath = \"/d\"\nformat = \"raw\"\nbus = \"virtio\"\ncdrom = true\n"),
-            "demo.toml:4:1: disk 1: a CD needs bus",
+            "demo.toml:4:1: disk disk0: a CD needs bus",
         ),
         (&format!("{HEAD}[[disk]]\npath = \"/d\"\n"), "demo.toml:4:1: missing field `format`"),
-        (&format!("{HEAD}[[disk]]\nformat = \"raw\"\n"), "demo.toml:4:1: disk 1 needs a `path` or a `url`"),
+        (&format!("{HEAD}[[disk]]\nformat = \"raw\"\n"), "demo.toml:4:1: disk disk0 needs a `path` or a `url`"),
         (
             &format!("{HEAD}[[disk]]\nformat = \"raw\"\nurl = \"ftp://h/x\"\n"),
             "demo.toml:6:7: `url`: `ftp://h/x` is not nbd://",
@@ -211,7 +211,7 @@ fn a_refusal_says_where_and_why() {
         ),
         (
             &format!("{HEAD}[[disk]]\nformat = \"raw\"\nurl = \"https://h/x\"\n"),
-            "demo.toml:6:7: disk 1: what a web server gives out is only read",
+            "demo.toml:6:7: disk disk0: what a web server gives out is only read",
         ),
         (
             &format!("{HEAD}[[disk]]\nid = \"Disk\"\npath = \"/d\"\nformat = \"raw\"\n"),
@@ -219,13 +219,13 @@ fn a_refusal_says_where_and_why() {
         ),
         (
             &format!("{HEAD}[[disk]]\npath = \"/d\"\nformat = \"raw\"\nbus = \"scsi\"\ncontroller = 1\n"),
-            "demo.toml:4:1: disk 1: there is no controller 1 of bus \"scsi\"",
+            "demo.toml:4:1: disk disk0: there is no controller 1 of bus \"scsi\"",
         ),
         (&format!("{HEAD}[controllers]\nscsi = []\n"), "demo.toml:4:1: there are 1 to 4 controllers"),
         (&format!("{HEAD}[controllers]\nscsi = [\"buslogic\"]\n"), "demo.toml:5:9: unknown variant `buslogic`"),
         (
             &format!("{HEAD}[[disk]]\npath = \"/d\"\nformat = \"vmdk\"\n"),
-            "demo.toml:4:1: disk 1: vmdk images are only read",
+            "demo.toml:4:1: disk disk0: vmdk images are only read",
         ),
         ("é = 1", "demo.toml:1:1: "),
     ];
