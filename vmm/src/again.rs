@@ -1,6 +1,7 @@
 //! Jobs that begin again when the gateway ended under them: those that only make something new, of which what is half made
 //! is worth nothing. Moves and checkpoints go on instead, each in its own way.
 
+use std::error::Error;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -38,34 +39,26 @@ impl Host {
     /// Has those jobs of an earlier gateway begin again that are made for it.
     pub(crate) async fn begin_again(&self) {
         for (id, asked) in self.jobs().to_begin_again().await {
-            let begun = match serde_json::from_value(asked) {
-                Ok(asked) => self.begin_one_again(id, asked).await,
-                Err(error) => Err(format!("what was asked cannot be read: {error}")),
-            };
-            match begun {
+            match self.begin_one_again(id, asked).await {
                 Ok(()) => tracing::info!(job = id.0, "a job begins again"),
-                Err(reason) => {
-                    let reason = format!("the gateway ended while it ran, and it cannot begin again: {reason}");
+                Err(error) => {
+                    let reason = format!("the gateway ended while it ran, and it cannot begin again: {error}");
                     self.jobs().give_up(id, reason).await;
                 }
             }
         }
     }
 
-    async fn begin_one_again(&self, id: JobId, asked: Again) -> Result<(), String> {
+    async fn begin_one_again(&self, id: JobId, asked: Value) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let asked = serde_json::from_value(asked).map_err(|error| format!("what was asked cannot be read: {error}"))?;
         let (disks, job) = (self.disks(), Some(id));
         match asked {
-            Again::Create(image) => disks.create_as(job, image).await.map(drop).map_err(|error| error.to_string()),
-            Again::Convert(request) => {
-                disks.convert_as(job, request).await.map(drop).map_err(|error| error.to_string())
-            }
-            Again::Resize(request) => disks.resize_as(job, request).await.map(drop).map_err(|error| error.to_string()),
-            Again::Export { vm, folder } => {
-                self.export_as(job, &vm.to_string(), folder).await.map(drop).map_err(|error| error.to_string())
-            }
-            Again::Verify { folder } => {
-                self.verify_entry_as(job, folder).await.map(drop).map_err(|error| error.to_string())
-            }
+            Again::Create(image) => drop(disks.create_as(job, image).await?),
+            Again::Convert(request) => drop(disks.convert_as(job, request).await?),
+            Again::Resize(request) => drop(disks.resize_as(job, request).await?),
+            Again::Export { vm, folder } => drop(self.export_as(job, &vm.to_string(), folder).await?),
+            Again::Verify { folder } => drop(self.verify_entry_as(job, folder).await?),
         }
+        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use vmm::{Job, JobState};
+use vmm::{Job, JobState, Progress};
 
 use super::output::{Output, bytes};
 
@@ -97,8 +97,8 @@ pub(super) fn columns(job: &Job) -> Columns {
     }
     Columns {
         progress: format!("{} {:.1} %", cells(progress.percent, SHORT_BAR), progress.percent),
-        bytes: format!("{} of {}", bytes(progress.done), bytes(progress.total)),
-        rate: progress.rate.map(|rate| format!("{}/s", bytes(rate))).unwrap_or_default(),
+        bytes: portion(progress),
+        rate: rate(progress).unwrap_or_default(),
         left: progress.left.map(time).unwrap_or_default(),
     }
 }
@@ -128,11 +128,19 @@ fn amounts(job: &Job) -> String {
     let progress = &job.progress;
     let mut parts = vec![format!("{:.1} %", progress.percent)];
     if progress.total > 0 {
-        parts.push(format!("{} of {}", bytes(progress.done), bytes(progress.total)));
+        parts.push(portion(progress));
     }
-    parts.extend(progress.rate.map(|rate| format!("{}/s", bytes(rate))));
+    parts.extend(rate(progress));
     parts.extend(progress.left.map(|left| format!("{} left", time(left))));
     parts.join(", ")
+}
+
+fn portion(progress: &Progress) -> String {
+    format!("{} of {}", bytes(progress.done), bytes(progress.total))
+}
+
+fn rate(progress: &Progress) -> Option<String> {
+    progress.rate.map(|rate| format!("{}/s", bytes(rate)))
 }
 
 fn time(seconds: u64) -> String {

@@ -22,7 +22,7 @@ use super::{
 use spans::Spans;
 
 /// Largest definition that is read, in bytes.
-pub(super) const MAX_FILE: usize = 256 * 1024;
+const MAX_FILE: usize = 256 * 1024;
 
 /// Why a definition was refused, and where it says so.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -110,6 +110,11 @@ impl Definition {
 
 /// The text of the file of a definition.
 pub(crate) fn read_text(path: &Path) -> io::Result<String> {
+    String::from_utf8(read_bytes(path)?).map_err(|_| io::Error::other("it is not UTF-8"))
+}
+
+/// The bytes of the file of a definition, whatever they are.
+pub(super) fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     // Who opens a pipe may wait for ever.
     if !path.metadata()?.is_file() {
         return Err(io::Error::other("it is not a file"));
@@ -119,7 +124,7 @@ pub(crate) fn read_text(path: &Path) -> io::Result<String> {
     if bytes.len() > MAX_FILE {
         return Err(io::Error::other(too_large()));
     }
-    String::from_utf8(bytes).map_err(|_| io::Error::other("it is not UTF-8"))
+    Ok(bytes)
 }
 
 fn too_large() -> String {

@@ -1,22 +1,13 @@
 //! What a definition names that cannot be read as one: whoever made a slip in it has not given up its disks.
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::Path;
 
-use super::parse::MAX_FILE;
+use super::parse::read_bytes;
 
 /// Each text that stands in the file at `path` in quotation marks or, whatever they are like, behind a `=`.
 pub(crate) fn quoted_in(path: &Path) -> io::Result<Vec<String>> {
-    if !path.metadata()?.is_file() {
-        return Err(io::Error::other("not a file"));
-    }
-    let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_FILE as u64 + 1).read_to_end(&mut bytes)?;
-    if bytes.len() > MAX_FILE {
-        return Err(io::Error::other(format!("larger than {MAX_FILE} bytes")));
-    }
-    Ok(quoted(&String::from_utf8_lossy(&bytes)))
+    Ok(quoted(&String::from_utf8_lossy(&read_bytes(path)?)))
 }
 
 fn quoted(text: &str) -> Vec<String> {

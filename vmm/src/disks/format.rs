@@ -8,6 +8,7 @@ use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 
 use super::error::DiskError;
+use super::overlay::QCOW2;
 use crate::definition::DiskFormat;
 
 /// How much of the beginning tells the format.
@@ -87,7 +88,7 @@ impl Look {
             (b"WithoutFreeSpace", "Parallels"),
             (b"WithouFreSpacExt", "Parallels"),
         ];
-        if head.starts_with(b"QFI\xfb") {
+        if head.starts_with(QCOW2) {
             Self::Format(DiskFormat::Qcow2)
         } else if head.starts_with(b"vhdxfile") {
             Self::Format(DiskFormat::Vhdx)

@@ -12,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::Value;
 
 use super::hyperv::read_at;
-use super::overlay::{Below, HEAD, below_in, extension};
+use super::overlay::{Below, HEAD, QCOW2, below_in, extension, features};
 use crate::definition::DiskFormat;
 
 /// The incompatible feature of a qcow2 whose bytes are in another file.
@@ -39,7 +39,7 @@ pub(super) struct Needs {
 pub(super) fn needs_of(path: &Path) -> io::Result<Needs> {
     let mut file = File::open(path)?;
     let head = read_at(&mut file, 0, HEAD)?;
-    if head.starts_with(b"QFI\xfb") {
+    if head.starts_with(QCOW2) {
         return qcow2(&mut file, &head, path);
     }
     Ok(vmdk(&mut file, &head)?.map_or_else(Needs::default, |descriptor| of_descriptor(&descriptor, path)))
@@ -48,10 +48,7 @@ pub(super) fn needs_of(path: &Path) -> io::Result<Needs> {
 fn qcow2(file: &mut File, head: &[u8], path: &Path) -> io::Result<Needs> {
     let backing =
         below_in(file, head)?.and_then(|below| Some(Below { path: located(&below.path, path)?, format: below.format }));
-    let features = head.get(72..80).and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?)));
-    // Version 2 has no features, and other things at their place.
-    let is_later = head.get(4..8).is_some_and(|version| version != [0, 0, 0, 2]);
-    let outside = is_later && features.unwrap_or(0) & EXTERNAL_DATA != 0;
+    let outside = features(head) & EXTERNAL_DATA != 0;
     let name = extension(head, DATA_FILE).filter(|_| outside).map(OsStr::from_bytes).map(Path::new);
     Ok(Needs { backing, parts: name.and_then(|name| located(name, path)).into_iter().collect() })
 }

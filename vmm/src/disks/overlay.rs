@@ -28,6 +28,10 @@ const MAX_OVERLAYS: u32 = 16;
 pub(super) const HEAD: usize = 4096;
 /// Longest name of what an image stands on, says the format.
 const MAX_NAME: u32 = 1023;
+/// What a qcow2 image begins with.
+pub(super) const QCOW2: &[u8] = b"QFI\xfb";
+/// The incompatible feature of an image whose counts of clusters are not to be trusted.
+const DIRTY: u64 = 1;
 /// The extension that names the format below.
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 
@@ -76,7 +80,7 @@ pub(super) fn below_in(file: &mut File, head: &[u8]) -> io::Result<Option<Below>
 /// How many snapshots the image at `path` has; none if it is no qcow2.
 pub(super) fn snapshots_in(path: &Path) -> io::Result<u32> {
     let head = read_at(&mut File::open(path)?, 0, HEAD)?;
-    Ok(number(&head, 60).filter(|_| head.starts_with(b"QFI\xfb")).unwrap_or(0))
+    Ok(number(&head, 60).filter(|_| head.starts_with(QCOW2)).unwrap_or(0))
 }
 
 /// What an image stands on that a checkpoint laid over a disk; none when it is another's.
@@ -151,9 +155,7 @@ pub(crate) async fn repair_counts(
 /// Whether a qcow2 image says that its counts are not to be trusted.
 fn counts_late(path: &Path) -> io::Result<bool> {
     let head = read_at(&mut File::open(path)?, 0, HEAD)?;
-    let is_later = head.starts_with(b"QFI\xfb") && number(&head, 4).is_some_and(|version| version >= 3);
-    // The lowest bit of its incompatible features.
-    Ok(is_later && number(&head, 76).is_some_and(|features| features & 1 == 1))
+    Ok(head.starts_with(QCOW2) && features(&head) & DIRTY != 0)
 }
 
 /// Has what the log of a VHDX holds reach its tables.
@@ -204,10 +206,16 @@ fn names(base: &Path) -> impl Iterator<Item = PathBuf> + use<> {
 
 /// Where the name of what an image stands on is, and how long it is.
 fn name_in(head: &[u8]) -> Option<(u64, u32)> {
-    head.starts_with(b"QFI\xfb").then_some(())?;
+    head.starts_with(QCOW2).then_some(())?;
     let at = u64::from_be_bytes(head.get(8..16)?.try_into().ok()?);
     let length = number(head, 16)?;
     (at > 0 && (1..=MAX_NAME).contains(&length)).then_some((at, length))
+}
+
+/// What an image has that not every program knows. Version 2 has nothing of it, and other things at its place.
+pub(super) fn features(head: &[u8]) -> u64 {
+    let features = || Some(u64::from_be_bytes(head.get(72..80)?.try_into().ok()?));
+    number(head, 4).filter(|version| *version >= 3).and_then(|_| features()).unwrap_or(0)
 }
 
 /// The format below.

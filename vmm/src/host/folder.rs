@@ -32,10 +32,7 @@ impl Host {
             match self.machines.load(&file) {
                 Ok(definition) => {
                     tracing::info!(vm = definition.name, "its definition was put into the folder");
-                    let uuid = definition.uuid;
-                    // A driver that ended can only have panicked; its VM says so when it is asked.
-                    let _ = self.add(definition, file).await;
-                    if let Some(vm) = self.machines.get(uuid) {
+                    if let Some(vm) = self.bring_in(definition, file).await {
                         checkpoints::take_over(&vm, &self.jobs, &self.downgrade());
                     }
                 }

@@ -317,9 +317,7 @@ impl Host {
         }
         replace_file(&file, &definition.to_toml()).map_err(|error| HostError::Io { path: file.clone(), error })?;
         let uuid = definition.uuid;
-        // A driver that ended can only have panicked; its VM says so when it is asked.
-        let _ = self.add(definition, file).await;
-        self.machines.get(uuid).ok_or_else(|| HostError::Unknown(uuid.to_string()))
+        self.bring_in(definition, file).await.ok_or_else(|| HostError::Unknown(uuid.to_string()))
     }
 
     /// Forgets a VM that is off: its definition and runtime facts. Its disks stay.
@@ -379,6 +377,14 @@ impl Host {
 
     fn definition_file(&self, definition: &Definition) -> PathBuf {
         self.shared.config.definitions.join(format!("{}.toml", definition.name))
+    }
+
+    /// Adds a VM, and waits until it has dealt with what was left of an earlier run; none when it has gone again.
+    async fn bring_in(&self, definition: Definition, file: PathBuf) -> Option<Vm> {
+        let uuid = definition.uuid;
+        // A driver that ended can only have panicked; its VM says so when it is asked.
+        let _ = self.add(definition, file).await;
+        self.machines.get(uuid)
     }
 
     fn add(&self, definition: Definition, file: PathBuf) -> tokio::sync::oneshot::Receiver<()> {

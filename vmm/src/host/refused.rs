@@ -64,10 +64,8 @@ impl Host {
         }
         replace_file(file, &text).map_err(unreadable)?;
         self.machines.forget_problem(file);
-        let uuid = definition.uuid;
-        // A driver that ended can only have panicked; its VM says so when it is asked.
-        let _ = self.add(definition, file.clone()).await;
-        let vm = self.machines.get(uuid).ok_or_else(|| EditError::Refused("the VM has gone again".into()))?;
+        let vm = self.bring_in(definition, file.clone()).await;
+        let vm = vm.ok_or_else(|| EditError::Refused("the VM has gone again".into()))?;
         checkpoints::take_over(&vm, &self.jobs, &self.downgrade());
         Ok(vm)
     }

@@ -116,8 +116,7 @@ impl Jobs {
         let orphans = self.registry().orphans();
         for id in orphans {
             let Some(record) = self.registry().get(id).cloned() else { continue };
-            let clear = move || leftover::clear(&record.leftovers);
-            let cleared = tokio::task::spawn_blocking(clear).await.unwrap_or_default();
+            let cleared = clear(record.leftovers).await;
             let outcome = if cleared.complete { Outcome::Done(None) } else { Outcome::Interrupted(cleared.in_words()) };
             tracing::info!(job = id.0, ?outcome, "a job that was interrupted");
             self.finish(id, outcome).await;
@@ -159,8 +158,7 @@ impl Jobs {
         for id in orphans {
             let Some(record) = self.registry().get(id).cloned() else { continue };
             let Some(asked) = record.to_begin_again().cloned() else { continue };
-            let clear = move || leftover::clear(&record.leftovers);
-            let cleared = tokio::task::spawn_blocking(clear).await.unwrap_or_default();
+            let cleared = clear(record.leftovers).await;
             if cleared.complete {
                 self.finish(id, Outcome::Done(None)).await;
             } else if cleared.kept.is_empty() {
@@ -184,7 +182,7 @@ impl Jobs {
     pub(crate) async fn end_programs(&self, id: JobId) {
         let leftovers = self.registry().get(id).map(|record| record.leftovers.clone()).unwrap_or_default();
         let programs: Vec<_> = leftovers.into_iter().filter(|left| matches!(left, Leftover::Program { .. })).collect();
-        let cleared = tokio::task::spawn_blocking(move || leftover::clear(&programs)).await.unwrap_or_default();
+        let cleared = clear(programs).await;
         for kept in &cleared.kept {
             tracing::warn!(job = id.0, kept, "what is left of a job cannot be ended");
         }
@@ -413,6 +411,11 @@ impl From<io::Error> for Unfinished {
     fn from(error: io::Error) -> Self {
         Self::Failed(error.to_string())
     }
+}
+
+/// Clears away what a job of an earlier gateway left.
+async fn clear(leftovers: Vec<Leftover>) -> leftover::Cleared {
+    tokio::task::spawn_blocking(move || leftover::clear(&leftovers)).await.unwrap_or_default()
 }
 
 fn now() -> u64 {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use vmm::{Accelerator, Boot, Deadlines, Definition, Disk, DiskBus, DiskFormat, VmState};
 
-use crate::kit::{TestHost, firmware, is_alive, reaches, sees, signal, soon};
+use crate::kit::{TestHost, firmware, is_alive, reaches, runtime, sees, signal, soon};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_qemu_that_is_killed_is_a_failure_with_a_reason_and_starts_again() {
@@ -75,8 +75,6 @@ async fn a_gateway_that_finds_a_hanging_qemu_opens_and_gets_it_back() {
 
 #[test]
 fn a_qemu_that_ended_between_two_gateways_is_a_failure() {
-    let runtime =
-        || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
     let life = runtime();
     let mut host = life.block_on(TestHost::new());
     let pid = life.block_on(async {

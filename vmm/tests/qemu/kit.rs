@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use console::{DisplayUpdate, KeyEvent, KeyState, Scanout, Size};
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::runtime::{Builder, Runtime};
 use uuid::Uuid;
 use vmm::{Accelerator, Boot, Console, Definition, Host, HostConfig, Network, Status, Viewer, Vm, VmState};
 
@@ -261,6 +262,11 @@ impl Picture {
 /// How many pixels are not black.
 fn lit(pixels: &[u8]) -> usize {
     pixels.chunks(4).filter(|pixel| pixel[..3].iter().any(|colour| *colour > 64)).count()
+}
+
+/// Threads for one gateway: when they end, nothing of it does anything more.
+pub(crate) fn runtime() -> Runtime {
+    Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads")
 }
 
 /// Whether the process exists and has not ended.

@@ -19,7 +19,7 @@ use vmm::{
 };
 
 use crate::disk_server::NbdServer;
-use crate::kit::{PATIENCE, TestHost, console_guest, firmware, reaches, shell, signal, soon, types};
+use crate::kit::{PATIENCE, TestHost, console_guest, firmware, reaches, runtime, shell, signal, soon, types};
 
 pub(crate) const SIZE: u64 = 48 << 20;
 /// Where records are: the first is at one of these, the next at two.
@@ -306,8 +306,6 @@ async fn a_qemu_that_is_killed_at_any_moment_leaves_one_complete_disk() {
 
 #[test]
 fn a_gateway_that_is_killed_at_any_moment_is_succeeded_by_one_that_goes_on() {
-    let runtime =
-        || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
     let mut life = runtime();
     let mut host = life.block_on(TestHost::new());
     let scribe = Scribe::new(&host);

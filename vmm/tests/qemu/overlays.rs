@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use vmm::{Definition, Disk, DiskError, DiskFormat, Job, JobState, MoveDisk, NewSize, Resize, Vm, VmState};
 
 use crate::checkpoints::{create, disk, done, ends};
-use crate::kit::{PATIENCE, TestHost, console_guest, firmware, reaches, shell, signal, soon, types};
+use crate::kit::{PATIENCE, TestHost, console_guest, firmware, reaches, runtime, shell, signal, soon, types};
 use crate::moves::{Scribe, moving, plain};
 use crate::snapshots::Guest;
 
@@ -137,8 +137,6 @@ const BULK: &str = "write -P 7 16M 32M";
 
 #[test]
 fn a_merge_that_is_cut_off_leaves_one_complete_disk() {
-    let runtime =
-        || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("threads");
     let mut life = runtime();
     let mut host = life.block_on(TestHost::new());
     let mut scribe = Scribe::new(&host);

@@ -2,12 +2,14 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sha2::{Digest as _, Sha256};
 
 use super::daemon::Daemon;
 use super::ranges::Ranges;
+use crate::jobs::JobHandle;
 
 /// What differs is told in these, as is what the guest writes.
 pub(super) const GRAIN: u64 = 64 * 1024;
@@ -63,6 +65,12 @@ pub(super) async fn look(daemon: &Daemon, ranges: &Ranges, seen: impl Fn(u64)) -
     Ok(look.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
+/// Has `job` show how many of `total` bytes have been seen.
+pub(super) fn counted(job: &JobHandle, total: u64) -> impl Fn(u64) {
+    let done = AtomicU64::new(0);
+    move |bytes| job.advance(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total)
+}
+
 /// The SHA-256 of the whole disk that is shown as [`SOURCE`], in hexadecimal.
 pub(super) async fn checksum(daemon: &Daemon, seen: impl Fn(u64)) -> io::Result<String> {
     let mut export = daemon.connect(SOURCE, None).await?;
@@ -93,6 +101,14 @@ impl Look {
                 _ => self.differ.insert(grain),
             }
         }
+    }
+
+    /// What must be looked at again, of a disk on which `written` was written. What reads as zeros there may be what QEMU has
+    /// not told its file yet.
+    pub(super) fn unsettled(&self, written: &Ranges) -> Ranges {
+        let mut ranges = self.zeros.intersection(written);
+        ranges.extend(&self.differ);
+        ranges
     }
 
     pub(super) fn extend(&mut self, other: Self) {

@@ -1,12 +1,11 @@
 //! The comparison of both places while the guest writes on.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use tokio::time::sleep;
 
-use super::compare::{self, SOURCE, TARGET};
+use super::compare::{self, SOURCE, TARGET, lock};
 use super::daemon::Daemon;
 use super::direct::{self, Local};
 use super::mirror::Mirror;
@@ -47,18 +46,11 @@ impl Move {
         left = left.intersection(&Ranges::whole(size));
         left = self.compare_files(left, &written, job).await?;
         for _ in 0..PASSES {
-            let (total, done) = (left.length(), Mutex::new(0));
-            let look = compare::look(&daemon, &left, |bytes| {
-                let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-                *done += bytes;
-                job.advance(*done, total);
-            });
-            let look = look.await?;
-            self.report.lock().unwrap_or_else(PoisonError::into_inner).compared += total;
+            let total = left.length();
+            let look = compare::look(&daemon, &left, compare::counted(job, total)).await?;
+            lock(&self.report).compared += total;
             let since = mirror.take_written(qmp, &folder).await?;
-            // What reads as zeros may be what QEMU has not told its file yet.
-            let mut again = look.zeros.intersection(&written);
-            again.extend(&look.differ);
+            let mut again = look.unsettled(&written);
             again.extend(&since);
             written.extend(&since);
             let is_less = again.length() < total / 2;
@@ -80,15 +72,11 @@ impl Move {
         let (Some(source), Some(target)) = (Local::of(&self.source), Local::of(&self.target)) else {
             return Ok(ranges);
         };
-        let (total, done) = (ranges.length(), AtomicU64::new(0));
-        let look = direct::look(&self.disks.program, [&source, &target], &ranges, |bytes| {
-            job.advance(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
-        });
-        let look = look.await?;
-        // What reads as zeros may be what QEMU has not told its file yet.
-        let mut left = look.zeros.intersection(written);
-        left.extend(&look.differ);
-        self.report.lock().unwrap_or_else(PoisonError::into_inner).compared += total - left.length();
+        let total = ranges.length();
+        let seen = compare::counted(job, total);
+        let look = direct::look(&self.disks.program, [&source, &target], &ranges, seen).await?;
+        let left = look.unsettled(written);
+        lock(&self.report).compared += total - left.length();
         Ok(left)
     }
 

@@ -5,13 +5,13 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::Value;
 use tokio::time::sleep;
 
-use super::compare::{self, SOURCE};
+use super::compare::{self, SOURCE, lock};
 use super::daemon::Daemon;
 use super::decision::{Decision, Engine, MERGE, Phase, Place, SETTLE, SWITCH, Step, decide};
 use super::journal::{EngineStamp, Entry, Journal, Location};
@@ -399,7 +399,7 @@ impl Move {
         let sha256 = if self.entry.checksum { self.checksum_unless_stopped(job).await? } else { None };
         self.daemon = None;
         let deleted = if self.entry.delete_source { Some(self.delete_source().await) } else { None };
-        let report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        let report = lock(&self.report);
         Ok(Moved {
             disk: self.entry.disk.clone(),
             target: self.target.source.to_string(),
@@ -436,13 +436,7 @@ impl Move {
             };
             daemon.show(&self.source, SOURCE).await.map_err(io::Error::other)?;
             let total = daemon.connect(SOURCE, None).await?.size();
-            let done = Mutex::new(0);
-            let sum = compare::checksum(&daemon, |bytes| {
-                let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-                *done += bytes;
-                job.advance(*done, total);
-            });
-            sum.await
+            compare::checksum(&daemon, compare::counted(job, total)).await
         };
         let summed: io::Result<String> = summed.await;
         summed.inspect_err(|error| tracing::warn!(%error, "the checksum of a moved disk cannot be computed")).ok()

@@ -1,6 +1,6 @@
 //! The copy of a disk whose VM is off: a storage daemon has both places open, and nobody else.
 
-use super::compare::{self, SOURCE, TARGET};
+use super::compare::{self, SOURCE, TARGET, lock};
 use super::daemon::Daemon;
 use super::decision::Phase;
 use super::mirror::{Mirror, Stopped};
@@ -63,14 +63,9 @@ impl Move {
         daemon.show(&self.target, TARGET).await.map_err(failed)?;
         let data = compare::data(daemon).await?.intersection(&Ranges::whole(self.size));
         let data = self.compare_files(data, &Ranges::default(), job).await.map_err(failed)?;
-        let (total, done) = (data.length(), std::sync::Mutex::new(0));
-        let look = compare::look(daemon, &data, |bytes| {
-            let mut done = done.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            *done += bytes;
-            job.advance(*done, total);
-        });
-        let look = look.await?;
-        self.report.lock().unwrap_or_else(std::sync::PoisonError::into_inner).compared += total;
+        let total = data.length();
+        let look = compare::look(daemon, &data, compare::counted(job, total)).await?;
+        lock(&self.report).compared += total;
         match look.differ.iter().next() {
             None => Ok(()),
             Some(range) => Err(failed(format!("the copy is not the same from byte {} on", range.start))),

@@ -1,12 +1,12 @@
 //! The last steps of a move, which the VM's driver has done while it asks QEMU nothing else.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use serde_json::json;
 
-use super::compare::{self, SOURCE, TARGET};
+use super::compare::{self, SOURCE, TARGET, lock};
 use super::daemon::Daemon;
 use super::decision::{Phase, Step};
 use super::journal::{Entry, Journal};
@@ -75,7 +75,7 @@ impl Stage {
             }
         }
         let stood_still = stopped.filter(|_| resume).map(|at| at.elapsed().as_millis());
-        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut report = lock(&self.report);
         report.stood_still = stood_still.and_then(|millis| u64::try_from(millis).ok()).or(report.stood_still);
         Ok(())
     }
@@ -122,7 +122,7 @@ impl Stage {
         daemon.show(&self.source, SOURCE).await?;
         daemon.show(&self.target, TARGET).await?;
         let look = compare::look(daemon, &ranges, |_| ()).await?;
-        self.report.lock().unwrap_or_else(PoisonError::into_inner).compared += ranges.length();
+        lock(&self.report).compared += ranges.length();
         match look.differ.iter().next() {
             None => Ok(()),
             Some(range) => Err(Wrong::Copy(format!("the copy is not the same from byte {} on", range.start))),
