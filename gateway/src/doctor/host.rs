@@ -13,6 +13,9 @@ const USUAL_MEMORY_KIB: u64 = 4 * 1024 * 1024;
 /// A machine of 4 GiB tells the kernel of a little less.
 const MEMORY_TOLERANCE: u64 = 8;
 
+/// How the kernel promises memory (`Documentation/mm/overcommit-accounting`).
+const OVERCOMMIT: &str = "/proc/sys/vm/overcommit_memory";
+
 /// Looks at processor, hardware virtualisation and memory.
 pub(super) async fn look(host: &Host) -> Vec<Check> {
     let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -25,6 +28,7 @@ pub(super) async fn look(host: &Host) -> Vec<Check> {
         kvm_device(),
         accelerator(host).await,
         self::memory(&memory),
+        overcommit(&fs::read_to_string(OVERCOMMIT).unwrap_or_default(), &memory),
     ]
 }
 
@@ -124,11 +128,7 @@ async fn accelerator(host: &Host) -> Check {
 }
 
 fn memory(text: &str) -> Check {
-    let of = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim_start_matches(':').split_whitespace().next()?.parse::<u64>().ok()
-    };
-    let (Some(total), Some(available)) = (of("MemTotal"), of("MemAvailable")) else {
+    let (Some(total), Some(available)) = (kib(text, "MemTotal"), kib(text, "MemAvailable")) else {
         return Check::new("memory", Level::Poor, "unknown", "/proc/meminfo cannot be read");
     };
     let found = format!("{} MiB, {} MiB available", total >> 10, available >> 10);
@@ -139,6 +139,28 @@ fn memory(text: &str) -> Check {
         return Check::new("memory", Level::Poor, found, "room for a small VM; for several, 4 GiB are usual");
     }
     Check::new("memory", Level::Good, found, "room for VMs")
+}
+
+/// Judges what [`OVERCOMMIT`] and `/proc/meminfo` say. Guests' memory is shared memory that is counted when it is touched:
+/// where no more is promised than there is, a guest meets the limit long after it was started.
+fn overcommit(mode: &str, memory: &str) -> Check {
+    const NAME: &str = "over-commit";
+    let mode = mode.trim();
+    if mode != "2" {
+        let found = if mode.is_empty() { "unknown".to_owned() } else { format!("vm.overcommit_memory = {mode}") };
+        return Check::new(NAME, Level::Good, found, "guests may have what they touch of their memory");
+    }
+    let mib = |name| kib(memory, name).map_or_else(|| "?".to_owned(), |kib| (kib >> 10).to_string());
+    let found = format!("vm.overcommit_memory = 2, {} of {} MiB promised", mib("Committed_AS"), mib("CommitLimit"));
+    let meaning = "VMs do not start beyond that limit, and one whose guest touches more memory is ended";
+    Check::new(NAME, Level::Poor, found, meaning)
+        .mend("sysctl vm.overcommit_memory=0, or raise vm.overcommit_ratio; a file in /etc/sysctl.d keeps it")
+}
+
+/// A line of `/proc/meminfo`.
+fn kib(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -172,5 +194,18 @@ mod tests {
         assert_eq!(judge(2_000, 1_500), Level::Poor);
         assert_eq!(judge(16_000, 100), Level::Poor);
         assert_eq!(memory("").level, Level::Poor);
+    }
+
+    #[test]
+    fn a_host_that_promises_no_more_than_it_has_is_told_of_its_limit() {
+        let memory = "CommitLimit:     4096000 kB\nCommitted_AS:    2048000 kB\nCommitLimitX: 1 kB\n";
+        let strict = overcommit("2\n", memory);
+        let found = "vm.overcommit_memory = 2, 2000 of 4000 MiB promised";
+        assert_eq!((strict.level, strict.found.as_str()), (Level::Poor, found));
+        assert!(strict.mend.unwrap().contains("sysctl vm.overcommit_memory=0"));
+        assert_eq!(overcommit("2", "").level, Level::Poor, "whatever the numbers");
+        for usual in ["0\n", "1\n", ""] {
+            assert_eq!(overcommit(usual, memory).level, Level::Good, "{usual:?}");
+        }
     }
 }

@@ -2,18 +2,26 @@
 
 mod host;
 mod qemu;
+mod room;
+mod secrets;
 mod service;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::process::Command;
+use tokio::time::timeout;
 use vmm::Host;
 
 use crate::config::Config;
 
 /// The QEMU that is looked for when the configuration names none.
 const QEMU: &str = "qemu-system-x86_64";
+/// A program that only prints its version and takes longer hangs.
+const PROGRAM_DEADLINE: Duration = Duration::from_secs(20);
 
 /// All that was looked at.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -55,8 +63,10 @@ pub enum Level {
 pub async fn examine(config: &Config, host: &Host, listening: Option<&[SocketAddr]>) -> Report {
     let program = config.qemu.clone().unwrap_or_else(|| PathBuf::from(QEMU));
     let mut checks = host::look(host).await;
-    checks.extend(qemu::look(&program).await);
-    checks.extend(service::look(config, listening));
+    checks.extend(qemu::look(&program, &host.storage_daemon()).await);
+    checks.extend(service::look(config, listening).await);
+    checks.push(secrets::look(config));
+    checks.extend(room::look(&config.state.definitions()).await);
     Report { works: checks.iter().all(|check| check.level != Level::Missing), checks }
 }
 
@@ -67,5 +77,17 @@ impl Check {
 
     fn mend(self, how: impl Into<String>) -> Self {
         Self { mend: Some(how.into()), ..self }
+    }
+}
+
+/// Runs a program for what it prints.
+async fn run(program: &Path, arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = timeout(PROGRAM_DEADLINE, output).await.map_err(|_| "does not answer".to_owned())?;
+    let output = output.map_err(|error| error.to_string())?;
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
     }
 }

@@ -1,21 +1,15 @@
 //! QEMU and the programs beside it.
 
 use std::path::Path;
-use std::process::Stdio;
-use std::time::Duration;
 
-use tokio::process::Command;
-use tokio::time::timeout;
 use vmm::Host;
 
-use super::{Check, Level};
+use super::{Check, Level, run};
 
 /// Below this, the display of a VM cannot be shared.
 const OLDEST_QEMU: (u32, u32) = (7, 2);
 /// What is tested every day.
 const RECOMMENDED_QEMU: (u32, u32) = (10, 0);
-/// A program that only prints its version and takes longer hangs.
-const PROGRAM_DEADLINE: Duration = Duration::from_secs(20);
 /// The devices that every VM has.
 const NEEDED_DEVICES: [&str; 7] = [
     "virtio-vga",
@@ -27,15 +21,18 @@ const NEEDED_DEVICES: [&str; 7] = [
     "virtio-net-pci",
 ];
 /// Devices that some VMs have, and what is not there without.
-const OTHER_DEVICES: [(&str, &str); 4] = [
+const OTHER_DEVICES: [(&str, &str); 7] = [
     ("ivshmem-plain", "shared memory of the bus"),
     ("tpm-crb", "TPMs"),
     ("virtio-scsi-pci", "SCSI disks"),
+    ("ich9-ahci", "IDE disks on controllers of their own"),
+    ("piix3-ide", "IDE disks as old guests know them"),
+    ("lsi53c895a", "SCSI disks as old guests know them"),
     ("usb-redir", "USB devices of clients"),
 ];
 
-/// Looks at QEMU `program`, and what goes with it.
-pub(super) async fn look(program: &Path) -> Vec<Check> {
+/// Looks at QEMU `program`, the `storage_daemon`, and what goes with them.
+pub(super) async fn look(program: &Path, storage_daemon: &Path) -> Vec<Check> {
     let version = run(program, &["--version"]).await;
     let mut checks = vec![qemu_version(program, version.as_deref())];
     if version.is_ok() {
@@ -43,7 +40,7 @@ pub(super) async fn look(program: &Path) -> Vec<Check> {
         checks.extend([display(program).await, devices(listed.as_deref())]);
         checks.push(memory_devices(&listed.unwrap_or_default()));
     }
-    checks.extend([disk_images().await, remote_disks().await]);
+    checks.extend([disk_images().await, self::storage_daemon(storage_daemon).await, remote_disks().await]);
     checks.extend([uefi(), tpm().await]);
     checks
 }
@@ -133,6 +130,18 @@ async fn disk_images() -> Check {
     }
 }
 
+async fn storage_daemon(program: &Path) -> Check {
+    const NAME: &str = "storage daemon";
+    match run(program, &["--version"]).await {
+        Ok(text) => Check::new(NAME, Level::Good, text.lines().next().unwrap_or_default(), "compares disks that move"),
+        Err(error) => {
+            let found = format!("{}: {error}", program.display());
+            Check::new(NAME, Level::Poor, found, "no disk can be moved, and no overlay of checkpoints merged")
+                .mend("apt-get install -t bookworm-backports qemu-system-common")
+        }
+    }
+}
+
 async fn remote_disks() -> Check {
     // It fails in any case: over the missing address where there is the driver, over that where there is none.
     let told = run(Path::new("qemu-img"), &["info", "--image-opts", "driver=http,url="]).await;
@@ -165,17 +174,6 @@ async fn tpm() -> Check {
     match run(Path::new("swtpm"), &["--version"]).await {
         Ok(text) => Check::new("tpm", Level::Good, text.lines().next().unwrap_or_default(), "VMs may have a TPM 2.0"),
         Err(_) => Check::new("tpm", Level::Poor, "no swtpm", "VMs have no TPM").mend("apt-get install swtpm"),
-    }
-}
-
-async fn run(program: &Path, arguments: &[&str]) -> Result<String, String> {
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = timeout(PROGRAM_DEADLINE, output).await.map_err(|_| "does not answer".to_owned())?;
-    let output = output.map_err(|error| error.to_string())?;
-    if output.status.success() {
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    } else {
-        Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
     }
 }
 

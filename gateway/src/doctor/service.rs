@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::{Check, Level};
+use super::{Check, Level, run};
 use crate::certificate::Identity;
 use crate::config::Config;
 use crate::users::Users;
@@ -17,12 +17,12 @@ const FEW_DESCRIPTORS: u64 = 4096;
 const CERTIFICATE_NOTICE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Looks at everything; `listening` is where the service that asks listens, if there is one.
-pub(super) fn look(config: &Config, listening: Option<&[SocketAddr]>) -> Vec<Check> {
+pub(super) async fn look(config: &Config, listening: Option<&[SocketAddr]>) -> Vec<Check> {
     let ports = match listening {
         Some(addresses) => Check::new("ports", Level::Good, list(addresses), "clients are awaited here"),
         None => ports(&config.listen.addresses, config.listen.chosen),
     };
-    vec![state_folder(config), ports, bridges(), descriptors(), certificate(config), users(config)]
+    vec![state_folder(config), ports, bridges().await, descriptors(), certificate(config), users(config)]
 }
 
 fn list(addresses: &[SocketAddr]) -> String {
@@ -54,7 +54,7 @@ fn ports(addresses: &[SocketAddr], chosen: bool) -> Check {
 }
 
 /// Whether VMs can be connected to bridges of the host.
-fn bridges() -> Check {
+async fn bridges() -> Check {
     const NAME: &str = "bridges";
     let device = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun");
     if let Err(error) = device {
@@ -69,6 +69,10 @@ fn bridges() -> Check {
             "VMs have NAT, or tap devices made for them",
         )
         .mend("give the gateway CAP_NET_ADMIN: `AmbientCapabilities=` of the systemd unit, or run it as root");
+    }
+    if let Err(error) = run(Path::new("ip"), &["-V"]).await {
+        return Check::new(NAME, Level::Poor, format!("ip: {error}"), "VMs have NAT networks only")
+            .mend("apt-get install iproute2, and have it in the gateway's PATH");
     }
     Check::new(NAME, Level::Good, "/dev/net/tun", "VMs can be connected to bridges of the host")
 }

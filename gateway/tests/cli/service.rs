@@ -1,11 +1,13 @@
 //! Starting, stopping, and what is refused before a start.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use rustix::process::Signal;
 
-use crate::kit::{State, eventually};
+use crate::kit::{State, eventually, finish};
 
 #[test]
 fn a_mistake_in_the_configuration_is_named_by_line_and_column() {
@@ -119,4 +121,48 @@ fn the_doctor_finds_what_is_needed() {
         report["checks"].as_array().unwrap().iter().map(|check| check["name"].clone()).collect::<Vec<_>>()
     };
     assert_eq!(names(&alone), names(&asked));
+}
+
+#[test]
+fn the_doctor_fails_only_when_nothing_works_without_what_is_missing() {
+    let state = State::new();
+    let configure = |more: &str| {
+        let text = format!("[listen]\naddresses = [\"127.0.0.1:0\"]\n{more}");
+        fs::write(state.path().join("fanlight.toml"), text).unwrap();
+    };
+    let examine = |path: Option<&Path>| {
+        let mut command = state.command("doctor --json");
+        if let Some(path) = path {
+            command.env("PATH", path);
+        }
+        let finished = finish(command, "");
+        let report: serde_json::Value = serde_json::from_str(&finished.stdout).unwrap();
+        let levels = report["checks"].as_array().unwrap().iter();
+        let level = |check: &serde_json::Value| check["level"].as_str().unwrap().to_owned();
+        let levels = levels.map(|check| (check["name"].as_str().unwrap().to_owned(), level(check)));
+        (finished.code, report["works"].as_bool().unwrap(), levels.collect::<BTreeMap<_, _>>())
+    };
+    configure("[qemu]\nprogram = \"/nonexistent/qemu-system-x86_64\"\n");
+    let (code, works, levels) = examine(None);
+    assert_eq!((code, works, levels["qemu"].as_str()), (1, false, "missing"), "named by the configuration");
+    configure("");
+    let programs = state.path().join("programs");
+    fs::create_dir(&programs).unwrap();
+    let (code, works, levels) = examine(Some(&programs));
+    assert_eq!((code, works, levels["qemu"].as_str()), (1, false, "missing"), "looked for on the path");
+
+    // All that only some VMs need may be missing, and others may read the users: that stops nothing.
+    let path = std::env::var_os("PATH").unwrap();
+    let qemu = std::env::split_paths(&path).map(|folder| folder.join("qemu-system-x86_64")).find(|file| file.exists());
+    std::os::unix::fs::symlink(qemu.unwrap(), programs.join("qemu-system-x86_64")).unwrap();
+    state.add_user("anna", "a long password");
+    for (path, mode) in [(state.path().to_path_buf(), 0o755), (state.path().join("users.toml"), 0o644)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let (code, works, levels) = examine(Some(&programs));
+    assert!(code == 0 && works, "{levels:#?}");
+    for poor in ["storage daemon", "qemu-img", "tpm", "bridges", "secrets"] {
+        assert_eq!(levels[poor], "poor", "{poor}: {levels:#?}");
+    }
+    assert_ne!(levels["qemu"], "missing");
 }

@@ -67,7 +67,7 @@ pub(crate) use overlay::{backing_of, is_empty, laid_on, make_overlay, repair_cou
 pub(crate) use overlay_book::OverlayBook;
 pub(crate) use qemu_img::{PercentReader, QemuImg};
 pub use resize::{NewSize, Resize};
-pub(crate) use storage_move::Merges;
+pub(crate) use storage_move::{Merges, storage_daemon};
 pub use storage_move::{MoveDisk, Moved};
 pub use users::ImageUser;
 pub(crate) use users::users_of;

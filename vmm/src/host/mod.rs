@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::accelerator::{self, AcceleratorReport};
 use crate::checkpoints::{self, Checkpoints};
 use crate::definition::{Definition, DefinitionError, FolderWatch, InvalidDefinition, make_folder, replace_file};
-use crate::disks::{Disks, OverlayBook, note_overlays};
+use crate::disks::{Disks, OverlayBook, note_overlays, storage_daemon};
 use crate::engine::{Process, RuntimeFolder, Version, find_uefi};
 use crate::jobs::{Jobs, JobsError, WeakJobs};
 use crate::lifecycle::RequestError;
@@ -351,6 +351,12 @@ impl Host {
     /// Which accelerator works here. The first call finds out, which takes seconds at most.
     pub async fn probe_accelerator(&self) -> AcceleratorReport {
         self.shared.probe().await
+    }
+
+    /// QEMU's storage daemon, which compares the two places of each disk that moves.
+    #[must_use]
+    pub fn storage_daemon(&self) -> PathBuf {
+        storage_daemon(&self.shared.qemu)
     }
 
     /// The firmware that a VM with UEFI would be given here, if there is any.

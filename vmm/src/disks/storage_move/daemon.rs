@@ -35,7 +35,7 @@ pub(super) struct Daemon {
 impl Daemon {
     /// Starts it for a disk, which nobody else has one for; its socket is in the runtime folder of the VM.
     pub(super) async fn start(qemu: &Path, folder: RuntimeFolder, disk: &str) -> io::Result<Self> {
-        let program = beside(qemu);
+        let program = storage_daemon(qemu);
         let socket = format!("move-{disk}.sock");
         let (monitor, listener) = (StdStream::pair()?, folder.listen(&socket)?);
         let child = spawn(&program, monitor.1, listener)
@@ -152,8 +152,8 @@ fn spawn(program: &Path, monitor: StdStream, listener: UnixListener) -> io::Resu
         .spawn()
 }
 
-/// The one beside `qemu`, else the one on the path.
-fn beside(qemu: &Path) -> PathBuf {
+/// The storage daemon beside `qemu`, else the one on the path.
+pub(crate) fn storage_daemon(qemu: &Path) -> PathBuf {
     let beside = qemu.with_file_name("qemu-storage-daemon");
     let is_there =
         qemu.parent().is_some_and(|folder| !folder.as_os_str().is_empty()) && fs::exists(&beside).unwrap_or(false);

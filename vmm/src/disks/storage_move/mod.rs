@@ -42,6 +42,7 @@ use crate::definition::DiskFormat;
 use crate::jobs::{Job, JobHandle, JobId, JobKind, JobState, NewJob, Unfinished};
 use crate::vm::Vm;
 
+pub(crate) use daemon::storage_daemon;
 pub(crate) use journal::Journal;
 pub(crate) use merge::Merges;
 use moving::Move;
