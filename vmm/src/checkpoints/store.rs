@@ -1,6 +1,6 @@
 //! The book on disk: `UUID.json`, replaced whole.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{DirBuilder, File};
 use std::io::{self, Read as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,8 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use super::book::Book;
-use crate::definition::{replace_file, sync_folder};
+use crate::definition::replace_file;
+use crate::files::remove_file;
 
 /// What is written; a greater number is a later program's.
 const VERSION: u32 = 1;
@@ -68,10 +69,9 @@ impl Store {
 
     /// Forgets it.
     pub(super) fn remove(&self) -> io::Result<()> {
-        match fs::remove_file(&self.file) {
+        match remove_file(&self.file) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-            Ok(()) => self.file.parent().map_or(Ok(()), sync_folder),
+            done => done,
         }
     }
 }
@@ -87,6 +87,8 @@ fn decode(text: &str) -> Result<Book, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::super::book::{Change, Entry, Pending};
     use super::*;
     use crate::jobs::JobId;

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::census::{Reach, census};
 use super::overlay::{laid_on, snapshots_in};
 use super::{DiskError, Disks, real};
-use crate::definition::{Definition, Disk, sync_folder};
+use crate::definition::{Definition, Disk};
+use crate::files::remove_file;
 
 /// An image of a VM that is no more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,9 +75,7 @@ impl Disks {
             return Err(DiskError::Doubted { path: path.into(), reason });
         }
         self.unused(path)?;
-        fs::remove_file(path).map_err(|error| DiskError::unwritable(path, error))?;
-        let synced = path.parent().map_or(Ok(()), sync_folder);
-        synced.map_err(|error| DiskError::unwritable(path, error))?;
+        remove_file(path).map_err(|error| DiskError::unwritable(path, error))?;
         if let Err(error) = shared.overlays.forget(path) {
             tracing::warn!(%error, "the book of overlays has a note too many");
         }

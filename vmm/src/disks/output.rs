@@ -1,12 +1,12 @@
 //! A file that is there whole or not at all: made under another name, and renamed when it is complete.
 
-use std::fs::{self, File, Metadata, OpenOptions, Permissions};
+use std::fs::{self, Metadata, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use super::error::DiskError;
-use crate::definition::sync_folder;
+use crate::files::{claim_file, put_in_place};
 use crate::jobs::{FileStamp, Leftover};
 
 /// A name that is kept, and a file that is made for it. Dropping it gives the name up and removes the file.
@@ -59,16 +59,15 @@ impl Output {
 
     /// Makes what was written last, and gives it its name.
     pub(super) fn complete(mut self) -> io::Result<()> {
-        File::open(self.path())?.sync_all()?;
         if let Some(placeholder) = &self.placeholder
             && !placeholder.is_empty_and_there()
         {
             let taken = format!("{} has been taken by another file meanwhile", self.target.display());
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, taken));
         }
-        fs::rename(self.path(), &self.target)?;
+        put_in_place(self.path(), &self.target)?;
         self.complete = true;
-        self.target.parent().map_or(Ok(()), sync_folder)
+        Ok(())
     }
 }
 
@@ -88,8 +87,7 @@ impl Drop for Output {
 
 /// Creates the empty file, which fails when there is one: nothing is overwritten.
 pub(super) fn claim(target: &Path) -> Result<FileStamp, DiskError> {
-    let created = OpenOptions::new().write(true).create_new(true).mode(0o600).open(target);
-    created.and_then(|_| FileStamp::of(target)).map_err(|error| match error.kind() {
+    claim_file(target).and_then(|()| FileStamp::of(target)).map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => DiskError::Exists(target.into()),
         _ => DiskError::unwritable(target, error),
     })

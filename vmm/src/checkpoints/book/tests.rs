@@ -5,6 +5,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::checkpoints::keeper::Keeper;
+use crate::checkpoints::store::Store;
+use crate::files::power_cut::Recording;
 
 fn draft(name: &str, taken: u64, automatic: bool) -> Draft {
     Draft { name: name.into(), notes: format!("notes of {name}"), taken, automatic, definition: None }
@@ -180,6 +183,105 @@ impl Images {
         }
         panic!("it is never settled: {book:?}");
     }
+}
+
+/// A VM with a book on disk, and what its images were at each mark.
+struct Marked {
+    recording: Recording,
+    keeper: Keeper,
+    images: Images,
+    /// And what was the state of the VM and of its checkpoints before the change that was under way, and after it.
+    marks: Vec<(Images, [Promise; 2])>,
+    promised: [Promise; 2],
+}
+
+/// What the VM is in, and what each checkpoint holds.
+type Promise = ([u32; 2], BTreeMap<SnapshotTag, [u32; 2]>);
+
+impl Marked {
+    fn mark(&mut self) {
+        Recording::mark(self.recording.folder(), self.marks.len());
+        self.marks.push((self.images.clone(), self.promised.clone()));
+    }
+
+    /// Does a change as a VM does it: entered, done disk by disk, entered.
+    fn change(&mut self, begin: impl FnOnce(&mut Book) -> Result<(), CheckpointError>, promise: Promise) {
+        self.promised[1] = promise;
+        self.mark();
+        self.keeper.change(begin).expect("entered");
+        let what = self.keeper.book().expect("readable").pending.expect("under way").what;
+        let before = self.images.clone();
+        for steps in 1..=2 {
+            self.images = before.clone();
+            self.images.apply(&what, steps);
+            self.mark();
+        }
+        let found = self.images.found();
+        let finished = self.keeper.change(|book| {
+            book.finish(&found);
+            Ok(())
+        });
+        finished.expect("entered");
+        self.promised[0] = self.promised[1].clone();
+        self.mark();
+    }
+
+    fn create(&mut self, name: &str) {
+        let (found, mut after) = (self.images.found(), self.promised[0].clone());
+        after.1.insert(tag(name), self.images.now);
+        self.change(|book| book.begin_create(draft(name, 1, false), &found, None).map(drop), after);
+    }
+
+    fn revert(&mut self, name: &str) {
+        let mut after = self.promised[0].clone();
+        after.0 = after.1[&tag(name)];
+        self.change(|book| book.begin_revert(&tag(name), false, None), after);
+    }
+
+    fn delete(&mut self, name: &str) {
+        let mut after = self.promised[0].clone();
+        after.1.remove(&tag(name));
+        self.change(|book| book.begin_delete(&tag(name), None), after);
+    }
+
+    fn write(&mut self, value: u32) {
+        self.images.now = [value; 2];
+        for (now, _) in &mut self.promised {
+            *now = [value; 2];
+        }
+        self.mark();
+    }
+}
+
+#[test]
+fn power_that_goes_at_any_point_leaves_every_checkpoint_whole_and_the_vm_in_one_state() {
+    let recording = Recording::new("book");
+    let file = recording.folder_named("checkpoints").join("a.json");
+    let (keeper, images) = (Keeper::open(file.clone()), Images::default());
+    let mut vm = Marked { recording, keeper, images, marks: Vec::new(), promised: Default::default() };
+    vm.write(1);
+    vm.create("a");
+    vm.write(2);
+    vm.create("b");
+    vm.write(3);
+    vm.revert("a");
+    vm.write(4);
+    vm.delete("a");
+    vm.create("c");
+    vm.revert("b");
+    vm.delete("b");
+
+    let cuts = vm.recording.cut_everywhere(|mark| {
+        let (mut images, [before, after]) = vm.marks[mark].clone();
+        let mut book = Store::new(file.clone()).read().expect("it is one of those that were written");
+        images.settle(&mut book);
+        let tags: BTreeSet<&SnapshotTag> = book.entries.iter().map(|entry| &entry.tag).collect();
+        assert!(tags.iter().copied().eq(images.first.keys()) && tags.iter().copied().eq(images.second.keys()));
+        let is = tags.iter().map(|tag| ((*tag).clone(), [images.first[*tag], images.second[*tag]])).collect();
+        let is: Promise = (images.now, is);
+        assert!(is == before || is == after, "{is:?} is neither {before:?} nor {after:?}");
+    });
+    assert!(cuts > 60, "{cuts} cuts");
 }
 
 #[derive(Debug, Clone)]

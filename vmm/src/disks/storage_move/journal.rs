@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::decision::Phase;
-use crate::definition::{DiskFormat, DiskSource, replace_file, sync_folder};
+use crate::definition::{DiskFormat, DiskSource, replace_file};
+use crate::files::remove_file;
 use crate::jobs::{FileStamp, JobId};
 
 /// What is read; a greater number is a later program's.
@@ -91,10 +92,9 @@ impl Journal {
 
     /// Forgets a move that has come to its end.
     pub(crate) fn remove(&self, job: JobId) -> io::Result<()> {
-        match fs::remove_file(self.path(job)) {
-            Ok(()) => sync_folder(&self.folder),
+        match remove_file(&self.path(job)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
+            done => done,
         }
     }
 

@@ -29,6 +29,8 @@ mod moving;
 mod nbd;
 mod off;
 mod plan;
+#[cfg(test)]
+mod power_cut;
 mod ranges;
 mod switch;
 

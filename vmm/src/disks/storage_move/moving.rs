@@ -17,7 +17,7 @@ use super::decision::{Decision, Engine, MERGE, Phase, Place, SETTLE, SWITCH, Ste
 use super::journal::{EngineStamp, Entry, Journal, Location};
 use super::merge::Merge;
 use super::mirror::{Mirror, State, Stopped, attached};
-use super::plan::Plan;
+use super::plan::{Plan, claim_target};
 use super::switch::{Report, Rest, Stage, define};
 use super::{MoveDisk, Moved};
 use crate::definition::Disk;
@@ -144,7 +144,7 @@ impl Move {
         job.step("preparing");
         self.leave_daemon(job).await?;
         self.note(Phase::Copying).await?;
-        self.entry.made = self.disks.claim_target(&self.target).map_err(failed)?;
+        self.entry.made = claim_target(&self.target).map_err(failed)?;
         // A file that nobody has noted is empty.
         self.note(Phase::Copying).await?;
         self.disks.make_target(&self.target, self.size).await.map_err(failed)?;

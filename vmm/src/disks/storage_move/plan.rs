@@ -13,6 +13,7 @@ use crate::disks::create::{Layout, layout_options};
 use crate::disks::output::claim;
 use crate::disks::{DiskError, Disks, is_block_device, same_file};
 use crate::engine::RuntimeFolder;
+use crate::files::sync_folder;
 use crate::jobs::FileStamp;
 use crate::lifecycle::{Hold, Monitor};
 use crate::vm::Vm;
@@ -169,11 +170,6 @@ impl Disks {
         require_space(path, needed)
     }
 
-    /// Keeps the name of the target with an empty file, if it is one.
-    pub(super) fn claim_target(&self, target: &Disk) -> Result<Option<FileStamp>, DiskError> {
-        file_of(target).map(claim).transpose()
-    }
-
     /// Makes the target's file, of which there is the name, an image.
     pub(super) async fn make_target(&self, target: &Disk, size: u64) -> Result<(), DiskError> {
         let Some(path) = file_of(target) else { return Ok(()) };
@@ -189,6 +185,18 @@ impl Disks {
         arguments.extend(["--".into(), path.into(), size.to_string().into()]);
         self.program.ask(arguments).await.map(drop)
     }
+}
+
+/// Keeps the name of the target with an empty file, if it is one. The name lasts, as the definition will tell it.
+pub(super) fn claim_target(target: &Disk) -> Result<Option<FileStamp>, DiskError> {
+    let Some(path) = file_of(target) else { return Ok(None) };
+    let claimed = claim(path)?;
+    if let Err(error) = path.parent().map_or(Ok(()), sync_folder) {
+        // The first error is the one to tell.
+        let _ = claimed.remove();
+        return Err(DiskError::unwritable(path, error));
+    }
+    Ok(Some(claimed))
 }
 
 fn file_of(target: &Disk) -> Option<&Path> {

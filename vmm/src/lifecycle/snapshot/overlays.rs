@@ -265,6 +265,7 @@ mod tests {
     use super::*;
     use crate::definition::DiskBus;
     use crate::engine::refusing_qemu;
+    use crate::files::power_cut::Recording;
 
     const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -355,6 +356,40 @@ mod tests {
         assert_eq!(written.disks, disks);
         overlays(&definition, None).lay().await.expect("nothing is left to do");
         assert_eq!(definition.current().disks, disks);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn power_that_goes_at_any_point_leaves_disks_that_read_as_before() {
+        let recording = Recording::new("overlays");
+        let [vms, images] = ["vms", "images"].map(|name| recording.folder_named(name));
+        let disk = |name: &str| {
+            let path = images.join(name);
+            recording.lasting(&path, name.repeat(1 << 10));
+            Disk::new(path, DiskFormat::Raw, DiskBus::Virtio)
+        };
+        let disks = vec![disk("a.raw"), disk("b.raw")];
+        let mut definition = Definition { disks, ..Definition::new("demo", Uuid::nil()) };
+        definition.settle();
+        let below = definition.disks.clone();
+        let file = vms.join("demo.toml");
+        recording.lasting(&file, definition.to_toml());
+        Recording::mark(recording.folder(), 0);
+        overlays(&DefinitionFile::new(definition, file.clone()), None).lay().await.expect("laid");
+        let overlay = |disk: &Disk| disk.source.path().expect("a file").with_extension("raw.checkpoints.qcow2");
+        let whole: Vec<Vec<u8>> = below.iter().map(|disk| fs::read(overlay(disk)).expect("made")).collect();
+
+        let cuts = recording.cut_everywhere(|_| {
+            let found = Definition::load(&file).expect("it is one of those that were written");
+            for ((found, below), whole) in found.disks.iter().zip(&below).zip(&whole) {
+                assert!(below.source.path().is_some_and(Path::exists), "what is below stays");
+                if found != below {
+                    let path = found.source.path().expect("a file");
+                    assert_eq!((path, found.format), (&*overlay(below), DiskFormat::Qcow2));
+                    assert!(fs::read(path).is_ok_and(|bytes| bytes == *whole), "{} is in part", path.display());
+                }
+            }
+        });
+        assert!(cuts > 12, "{cuts} cuts");
     }
 
     #[tokio::test]

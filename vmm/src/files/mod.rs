@@ -1,6 +1,10 @@
 //! Files that are whole or not there, whatever happens to the host's power.
 //!
-//! The steps of a replacement are told to a [`Disk`], so that tests can take away its power between any two of them.
+//! What is done to them is told to a [`Disk`] step by step, so that tests can take away its power between any two of them:
+//! `power_cut` does that to all that is written one after the other.
+
+#[cfg(test)]
+pub(crate) mod power_cut;
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
@@ -22,12 +26,34 @@ pub(crate) fn replace_file(path: &Path, contents: &(impl AsRef<[u8]> + ?Sized)) 
 ///
 /// When the folder cannot be written or is full; the old file is then untouched.
 pub fn replace(path: &Path, mode: u32, contents: &[u8]) -> io::Result<()> {
-    replace_on(&mut HostDisk, path, mode, contents)
+    replace_on(&mut host_disk(), path, mode, contents)
+}
+
+/// Creates an empty file, which fails when there is something of that name. Its name lasts when its folder is synced.
+pub(crate) fn claim_file(path: &Path) -> io::Result<()> {
+    host_disk().claim(path, PRIVATE).map(drop)
+}
+
+/// Gives the file `from`, which another program has written, the name `to` in the same folder: when this returns, that lasts
+/// with all that is in it.
+pub(crate) fn put_in_place(from: &Path, to: &Path) -> io::Result<()> {
+    let disk = &mut host_disk();
+    let file = disk.open(from)?;
+    disk.sync(&file)?;
+    disk.rename(from, to)?;
+    to.parent().map_or(Ok(()), |folder| disk.sync_folder(folder))
+}
+
+/// Removes a file: when this returns, it is gone whatever happens.
+pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
+    let disk = &mut host_disk();
+    disk.remove(path)?;
+    path.parent().map_or(Ok(()), |folder| disk.sync_folder(folder))
 }
 
 /// Makes what was created or removed in `folder` last.
 pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
-    HostDisk.sync_folder(folder)
+    host_disk().sync_folder(folder)
 }
 
 /// Makes a folder, and those above it, for its owner alone.
@@ -35,9 +61,14 @@ pub(crate) fn make_folder(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// What a replacement does, step by step.
+/// What is done to files, step by step.
 trait Disk {
     type File;
+
+    /// An empty file where there is none.
+    fn claim(&mut self, path: &Path, mode: u32) -> io::Result<Self::File>;
+    /// A file that another program has written.
+    fn open(&mut self, path: &Path) -> io::Result<Self::File>;
 
     /// An empty file, in place of one that a crash may have left.
     fn create(&mut self, path: &Path, mode: u32) -> io::Result<Self::File>;
@@ -76,10 +107,29 @@ fn temporary(path: &Path) -> Option<PathBuf> {
 }
 
 /// The host's own.
+#[cfg(not(test))]
+fn host_disk() -> impl Disk {
+    HostDisk
+}
+
+/// The same, with somebody who notes what is done to it.
+#[cfg(test)]
+fn host_disk() -> impl Disk {
+    power_cut::Watched(HostDisk)
+}
+
 struct HostDisk;
 
 impl Disk for HostDisk {
     type File = File;
+
+    fn claim(&mut self, path: &Path, mode: u32) -> io::Result<File> {
+        File::options().write(true).create_new(true).mode(mode).open(path)
+    }
+
+    fn open(&mut self, path: &Path) -> io::Result<File> {
+        File::open(path)
+    }
 
     fn create(&mut self, path: &Path, mode: u32) -> io::Result<File> {
         File::options().write(true).create(true).truncate(true).mode(mode).open(path)
@@ -112,115 +162,14 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::power_cut::CutDisk;
     use super::*;
-
-    /// A disk with a cache, whose power goes after some steps. Of what was not synced, the names that changed last as far
-    /// as a journal got, and of contents any beginning: what journalling file systems promise, and no more.
-    #[derive(Default)]
-    struct CutDisk {
-        steps: usize,
-        power_goes_after: usize,
-        contents: Vec<Contents>,
-        /// Names that last.
-        lasting: BTreeMap<PathBuf, usize>,
-        /// Changes of names in the cache.
-        journal: Vec<Change>,
-    }
-
-    #[derive(Default)]
-    struct Contents {
-        written: Vec<u8>,
-        lasts: bool,
-    }
-
-    enum Change {
-        Create(PathBuf, usize),
-        Rename(PathBuf, PathBuf),
-        Remove(PathBuf),
-    }
-
-    impl CutDisk {
-        fn step(&mut self) -> io::Result<()> {
-            self.steps += 1;
-            if self.steps > self.power_goes_after { Err(io::Error::other("no power")) } else { Ok(()) }
-        }
-
-        /// What a reader finds when the power is back.
-        fn after_power_is_back(&self, journal: usize, kept: usize) -> BTreeMap<PathBuf, Vec<u8>> {
-            let mut names = self.lasting.clone();
-            apply(&mut names, &self.journal[..journal.min(self.journal.len())]);
-            let read = |file: &usize| {
-                let Contents { written, lasts } = &self.contents[*file];
-                let length = if *lasts { written.len() } else { kept.min(written.len()) };
-                written[..length].to_vec()
-            };
-            names.iter().map(|(path, file)| (path.clone(), read(file))).collect()
-        }
-    }
-
-    fn apply(names: &mut BTreeMap<PathBuf, usize>, changes: &[Change]) {
-        for change in changes {
-            match change {
-                Change::Create(path, file) => drop(names.insert(path.clone(), *file)),
-                Change::Rename(from, to) => {
-                    if let Some(file) = names.remove(from) {
-                        names.insert(to.clone(), file);
-                    }
-                }
-                Change::Remove(path) => drop(names.remove(path)),
-            }
-        }
-    }
-
-    impl Disk for CutDisk {
-        type File = usize;
-
-        fn create(&mut self, path: &Path, _: u32) -> io::Result<usize> {
-            self.step()?;
-            self.contents.push(Contents::default());
-            let file = self.contents.len() - 1;
-            self.journal.push(Change::Create(path.into(), file));
-            Ok(file)
-        }
-
-        fn write(&mut self, file: &mut usize, contents: &[u8]) -> io::Result<()> {
-            self.step()?;
-            self.contents[*file].written.extend_from_slice(contents);
-            self.contents[*file].lasts = false;
-            Ok(())
-        }
-
-        fn sync(&mut self, file: &usize) -> io::Result<()> {
-            self.step()?;
-            self.contents[*file].lasts = true;
-            Ok(())
-        }
-
-        fn rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
-            self.step()?;
-            self.journal.push(Change::Rename(from.into(), to.into()));
-            Ok(())
-        }
-
-        fn remove(&mut self, path: &Path) -> io::Result<()> {
-            self.step()?;
-            self.journal.push(Change::Remove(path.into()));
-            Ok(())
-        }
-
-        fn sync_folder(&mut self, _: &Path) -> io::Result<()> {
-            self.step()?;
-            apply(&mut self.lasting, &self.journal);
-            self.journal.clear();
-            Ok(())
-        }
-    }
 
     type Replace = fn(&mut CutDisk, &Path, &[u8]) -> io::Result<()>;
 
     /// Replaces files until the power goes; whether what is found then is what was there, or what was to be.
     fn survives(replace: Replace, files: &[(usize, Vec<u8>)], steps: usize, journal: usize, kept: usize) -> bool {
-        let mut disk = CutDisk { power_goes_after: steps, ..CutDisk::default() };
+        let mut disk = CutDisk::with_power_for(steps);
         let mut expected: BTreeMap<PathBuf, Vec<u8>> = BTreeMap::new();
         let mut under_way = None;
         for (name, contents) in files {
@@ -231,7 +180,7 @@ mod tests {
             }
             expected.insert(path, contents.clone());
         }
-        let found = disk.after_power_is_back(journal, kept);
+        let found = disk.after_power_is_back(|_| journal, kept);
         let names = (0..3).map(|name| PathBuf::from(format!("/state/{name}")));
         names.into_iter().all(|path| {
             let (found, old) = (found.get(&path), expected.get(&path));
@@ -267,7 +216,7 @@ mod tests {
                 let mut file = disk.create(path, PRIVATE)?;
                 disk.write(&mut file, contents)?;
                 disk.sync(&file)?;
-                disk.sync_folder(path)
+                disk.sync_folder(Path::new("/state"))
             }),
             "written in place"
         );
@@ -276,7 +225,7 @@ mod tests {
                 let mut file = disk.create(Path::new("/state/t"), PRIVATE)?;
                 disk.write(&mut file, contents)?;
                 disk.rename(Path::new("/state/t"), path)?;
-                disk.sync_folder(path)
+                disk.sync_folder(Path::new("/state"))
             }),
             "the contents not synced"
         );
