@@ -2,32 +2,35 @@
 
 use std::time::{Duration, SystemTime};
 
+use serde_json::json;
+use tokio::sync::oneshot;
 use tokio::time::sleep;
 
 use super::work::{create, delete_tagged, draft, settle};
 use super::{CheckpointError, NewCheckpoint};
 use crate::definition::CheckpointSchedule;
+use crate::jobs::{JobHandle, JobKind, Jobs, NewJob, WeakJobs};
 use crate::lifecycle::VmState;
 use crate::vm::{Vm, WeakVm};
 
 /// How often the clock is looked at; the schedule counts minutes.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// Takes checkpoints of a VM when its definition says so, as long as anybody has a handle of it.
-pub(crate) fn keep_time(vm: &Vm) {
-    tokio::spawn(run(vm.downgrade()));
+/// Takes checkpoints of a VM when its definition says so, as long as anybody has a handle of it. Each is a job.
+pub(crate) fn keep_time(vm: &Vm, jobs: WeakJobs) {
+    tokio::spawn(run(vm.downgrade(), jobs));
 }
 
-async fn run(vm: WeakVm) {
+async fn run(vm: WeakVm, jobs: WeakJobs) {
     let mut tried = 0;
     loop {
         sleep(LOOK_EVERY).await;
-        let Some(vm) = vm.upgrade() else { return };
+        let (Some(vm), Some(jobs)) = (vm.upgrade(), jobs.upgrade()) else { return };
         let now = now();
         let Some(schedule) = due(&vm, tried, now) else { continue };
         tried = now;
-        if let Err(error) = take(&vm, schedule, now).await {
-            tracing::warn!(vm = vm.name(), %error, "a checkpoint was due and could not be made");
+        if let Err(error) = begin(vm.clone(), &jobs, schedule, now).await {
+            tracing::warn!(vm = vm.name(), %error, "a checkpoint was due and could not be begun");
         }
     }
 }
@@ -51,15 +54,38 @@ fn is_due(schedule: CheckpointSchedule, since: [u64; 3], now: u64) -> bool {
     now.saturating_sub(latest) >= u64::from(schedule.every) * 60
 }
 
-async fn take(vm: &Vm, schedule: CheckpointSchedule, now: u64) -> Result<(), CheckpointError> {
+/// Begins the job, and waits for its end: the next is not due before.
+async fn begin(vm: Vm, jobs: &Jobs, schedule: CheckpointSchedule, now: u64) -> Result<(), CheckpointError> {
+    let name = vm.checkpoint_keeper().book()?.free_name(&moment(now));
+    let target = format!("{name} of {}", vm.name());
+    let new = NewJob { kind: JobKind::CheckpointAutomatic, target, vm: Some(vm.name().into()), again: None };
+    let (works, ended) = oneshot::channel::<()>();
+    let job = jobs.spawn(new, |job: JobHandle| async move {
+        let _works = works;
+        job.step("waiting");
+        let taken = take(&vm, schedule, &name, &job).await;
+        match &taken {
+            Ok(()) => tracing::info!(vm = vm.name(), checkpoint = name, "checkpoint made by the clock"),
+            Err(CheckpointError::Stopped) => {}
+            Err(error) => tracing::warn!(vm = vm.name(), %error, "a checkpoint was due and could not be made"),
+        }
+        Ok(taken.map(|()| Some(json!({ "checkpoint": name })))?)
+    });
+    job.await?;
+    // Nothing is sent: it ends when its sender is gone.
+    let _ = ended.await;
+    Ok(())
+}
+
+async fn take(vm: &Vm, schedule: CheckpointSchedule, name: &str, job: &JobHandle) -> Result<(), CheckpointError> {
     let keeper = vm.checkpoint_keeper();
-    let name = keeper.book()?.free_name(&moment(now));
-    create(vm, draft(vm, NewCheckpoint { name: name.clone(), notes: String::new() }, true), None).await?;
-    tracing::info!(vm = vm.name(), checkpoint = name, "checkpoint made by the clock");
+    let new = NewCheckpoint { name: name.into(), notes: String::new() };
+    create(vm, draft(vm, new, true), Some(job)).await?;
     let _turn = keeper.turn().await;
     settle(vm, keeper).await?;
     while let Some(tag) = keeper.book()?.surplus(schedule.keep.into()).map(|entry| entry.tag.clone()) {
-        delete_tagged(vm, keeper, &tag, None).await?;
+        job.step("deleting");
+        delete_tagged(vm, keeper, &tag, Some(job.id())).await?;
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use super::book::{Change, Pending};
 use super::work::{finish_revert, settle};
 use super::{CheckpointError, Keeper, merged};
 use crate::host::WeakHost;
-use crate::jobs::{JobHandle, Jobs, Unfinished};
+use crate::jobs::{JobHandle, JobKind, Jobs, Unfinished};
 use crate::lifecycle::VmState;
 use crate::vm::{Vm, WeakVm};
 
@@ -23,10 +23,15 @@ pub(crate) fn take_over(vm: &Vm, jobs: &Jobs, host: &WeakHost) {
     let Ok(Some(pending)) = vm.checkpoint_keeper().book().map(|book| book.pending) else { return };
     let (what, weak) = (pending.what.clone(), vm.downgrade());
     let adopted = pending.job.and_then(|id| {
+        let automatic = jobs.get(id).is_some_and(|job| job.kind == JobKind::CheckpointAutomatic);
         let (pending, weak, host) = (pending.clone(), weak.clone(), host.clone());
         jobs.adopt(id, |job: JobHandle| async move {
             let name = name(&pending);
             go_on(weak.clone(), &pending.what).await?;
+            if automatic && matches!(pending.what, Change::Delete(_)) {
+                // What it made is there already, and needs the overlays.
+                return Ok(None);
+            }
             if let (Change::Delete(_), Some(host), Some(vm)) = (&pending.what, host.upgrade(), weak.upgrade()) {
                 return Ok(Some(merged(&name, &host.disks().merge_overlays(&vm, &job).await?)));
             }

@@ -120,7 +120,7 @@ pub(super) async fn create(vm: &Vm, draft: Draft, job: Option<&JobHandle>) -> Re
     let tag = keeper.change(|book| book.begin_create(draft, &found, job.map(JobHandle::id)))?;
     step(job, "saving");
     let pid = vm.status().pid;
-    let total = pid.map_or(0, progress::memory_in_use);
+    let total = pid.map_or(0, |pid| likely_size(&found, progress::memory_in_use(pid)));
     let saved = progress::tell(job, pid, Flow::Written, total, vm.save_snapshot(tag)).await;
     // Whatever was answered, what counts is what the images have.
     let settled = settle(vm, keeper).await;
@@ -191,6 +191,13 @@ fn conclude_revert(vm: &Vm, keeper: &Keeper, done: Result<(), RequestError>) -> 
     }
     // Otherwise its disks may be half what they were.
     Err(if untouched { error.into() } else { CheckpointError::CutOff(error) })
+}
+
+/// About how many bytes a state will have: those of the latest with memory, else, at most, those of the memory in use, of which
+/// QEMU leaves out what is zero.
+fn likely_size(found: &[Snapshot], in_use: u64) -> u64 {
+    let with_memory = found.iter().filter(|snapshot| snapshot.size > 0);
+    with_memory.max_by_key(|snapshot| snapshot.taken).map_or(in_use, |latest| latest.size.min(in_use))
 }
 
 fn overlaid(before: &Definition, after: &Definition) -> Vec<Overlaid> {
@@ -306,5 +313,25 @@ fn seal(job: Option<&JobHandle>) -> Result<(), CheckpointError> {
 fn step(job: Option<&JobHandle>, step: &str) {
     if let Some(job) = job {
         job.step(step);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_state_is_about_as_large_as_the_latest() {
+        let snapshot = |taken: u64, size| Snapshot {
+            tag: "a".parse().expect("a tag"),
+            taken: SystemTime::UNIX_EPOCH + Duration::from_secs(taken),
+            size,
+            missing: Vec::new(),
+        };
+        assert_eq!(likely_size(&[], 323), 323, "nothing else is known");
+        assert_eq!(likely_size(&[snapshot(3, 0), snapshot(2, 107), snapshot(1, 50)], 323), 107);
+        assert_eq!(likely_size(&[snapshot(1, 500)], 323), 323, "there is no more to keep");
     }
 }

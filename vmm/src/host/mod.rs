@@ -395,7 +395,7 @@ impl Host {
 
     fn add(&self, definition: Definition, file: PathBuf) -> tokio::sync::oneshot::Receiver<()> {
         let (vm, ready) = Vm::spawn(self.shared.clone(), definition, file);
-        checkpoints::keep_time(&vm);
+        checkpoints::keep_time(&vm, self.jobs.downgrade());
         self.machines.insert(vm);
         ready
     }

@@ -24,6 +24,8 @@ pub enum JobKind {
     DiskResize,
     /// Keeps the state of a VM.
     CheckpointCreate,
+    /// Keeps the state of a VM because it is time, and forgets the oldest.
+    CheckpointAutomatic,
     /// Makes a VM what it was.
     CheckpointRevert,
     /// Forgets a state of a VM.
@@ -161,6 +163,7 @@ impl fmt::Display for JobKind {
             Self::DiskConvert => "disk-convert",
             Self::DiskResize => "disk-resize",
             Self::CheckpointCreate => "checkpoint-create",
+            Self::CheckpointAutomatic => "checkpoint-automatic",
             Self::CheckpointRevert => "checkpoint-revert",
             Self::CheckpointDelete => "checkpoint-delete",
             Self::DiskMove => "disk-move",

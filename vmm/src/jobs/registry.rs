@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::job::{Job, JobId, JobState, NewJob, Progress, Record};
+use super::job::{Job, JobId, JobKind, JobState, NewJob, Progress, Record};
 use super::leftover::Leftover;
 use super::meter::Meter;
 
@@ -24,6 +24,8 @@ const MAX_RUNNING: usize = 32;
 const MAX_ENDED: usize = 200;
 /// How long they are.
 const REMEMBERED: Duration = Duration::from_secs(14 * 24 * 3600);
+/// Of those that a VM's clock begins, the last one that was done is enough, and so many that were not.
+const MAX_AUTOMATIC_FAILURES: usize = 5;
 /// Progress is shown this often at most; whoever looks on is woken each time.
 const SHOWN_EVERY: Duration = Duration::from_millis(100);
 
@@ -216,17 +218,32 @@ impl Registry {
     /// Forgets what ended long ago or is too much, and names it. The greatest number is kept, so that it is not given
     /// again.
     pub(super) fn forget(&mut self, now: u64) -> Vec<JobId> {
+        let mut forgotten = self.surplus_automatic();
+        self.entries.retain(|id, _| !forgotten.contains(id));
         let ended = |entry: &&Entry| entry.record.job.state.is_final();
         let count = self.entries.values().filter(ended).count();
         let surplus = count.saturating_sub(MAX_ENDED);
         let last = self.entries.keys().next_back().copied();
         let old = |job: &Job| now.saturating_sub(job.ended.unwrap_or(now)) > REMEMBERED.as_secs();
         let candidates = self.entries.values().filter(ended).enumerate();
-        let forgotten = candidates.filter(|(index, entry)| *index < surplus || old(&entry.record.job));
-        let forgotten: Vec<_> =
-            forgotten.map(|(_, entry)| entry.record.job.id).filter(|id| Some(*id) != last).collect();
+        let candidates = candidates.filter(|(index, entry)| *index < surplus || old(&entry.record.job));
+        forgotten.extend(candidates.map(|(_, entry)| entry.record.job.id).filter(|id| Some(*id) != last));
         self.entries.retain(|id, _| !forgotten.contains(id));
         forgotten
+    }
+
+    /// What a clock begins by the hour would push out all that people began.
+    fn surplus_automatic(&self) -> Vec<JobId> {
+        let mut counts: BTreeMap<(Option<&str>, bool), usize> = BTreeMap::new();
+        let jobs = self.entries.values().rev().map(|entry| &entry.record.job);
+        let ended = jobs.filter(|job| job.kind == JobKind::CheckpointAutomatic && job.state.is_final());
+        let surplus = ended.filter(|job| {
+            let is_done = job.state == JobState::Done;
+            let count = counts.entry((job.vm.as_deref(), is_done)).or_default();
+            *count += 1;
+            *count > if is_done { 1 } else { MAX_AUTOMATIC_FAILURES }
+        });
+        surplus.map(|job| job.id).collect()
     }
 
     fn running(&mut self, id: JobId) -> Option<&mut Entry> {
@@ -244,7 +261,6 @@ impl Entry {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::job::JobKind;
     use super::*;
 
     fn new(target: &str) -> NewJob {
@@ -310,6 +326,26 @@ mod tests {
         assert!(registry.forget(2).is_empty());
         assert_eq!(registry.forget(2 + REMEMBERED.as_secs()), ids[..2]);
         assert_eq!(registry.list().len(), 1);
+    }
+
+    #[test]
+    fn a_clock_pushes_out_nothing_but_what_it_began() {
+        let mut registry = Registry::default();
+        let asked = registry.begin(new("asked"), 1).expect("room");
+        registry.finish(asked, Outcome::Done(None), 1);
+        let mut tick = |vm: &str, outcome: Outcome| {
+            let automatic = NewJob { kind: JobKind::CheckpointAutomatic, vm: Some(vm.into()), ..new(vm) };
+            let id = registry.begin(automatic, 2).expect("room");
+            registry.forget(2);
+            registry.finish(id, outcome, 2);
+            id
+        };
+        let other = tick("b", Outcome::Done(None));
+        let failures: Vec<_> = (0..7).map(|_| tick("a", Outcome::Failed("no room".into()))).collect();
+        let done: Vec<_> = (0..300).map(|_| tick("a", Outcome::Done(None))).collect();
+        registry.forget(2);
+        let left: Vec<_> = registry.list().iter().rev().map(|job| job.id).collect();
+        assert_eq!(left, [&[asked, other], &failures[2..], &done[299..]].concat());
     }
 
     #[derive(Debug, Clone)]

@@ -9,9 +9,10 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use vmm::{
     CheckpointError, CheckpointSchedule, CheckpointTree, Checkpoints, Definition, Disk, DiskBus, DiskFormat,
-    DiskSource, Job, JobState, NewCheckpoint, Vm, VmState,
+    DiskSource, Job, JobKind, JobState, NewCheckpoint, Vm, VmState,
 };
 
+use crate::disk_server::NbdServer;
 use crate::kit::{TestHost, firmware, is_alive, reaches, sees, signal, soon};
 
 /// What is under way in a test takes seconds at most; slow machines are slow.
@@ -257,7 +258,7 @@ async fn a_book_of_a_later_version_is_left_as_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_clock_makes_one_and_drops_the_oldest() {
+async fn the_clock_makes_one_and_drops_the_oldest_as_a_job_that_says_how_it_went() {
     let mut host = TestHost::new().await;
     let disks = vec![qcow2(host.folder(), "clock")];
     let checkpoints = Some(CheckpointSchedule { every: 1, keep: 1 });
@@ -265,6 +266,13 @@ async fn the_clock_makes_one_and_drops_the_oldest() {
     let vm = host.host().create(definition).await.expect("created");
     done(&host, create(&host.host().checkpoints(&vm), "old", "").await).await;
     let file = host.config.checkpoints.join(format!("{}.json", vm.uuid()));
+    // One that can have none, since its disk is on a server.
+    let image = host.folder().join("late.raw");
+    fs::write(&image, [0; 65_536]).expect("written");
+    let server = NbdServer::start(&image, None).await;
+    let source = DiskSource::of_words(&server.url()).expect("a URL");
+    let disks = vec![Disk::new(source, DiskFormat::Raw, DiskBus::Virtio)];
+    host.host().create(Definition { disks, checkpoints, ..firmware("late") }).await.expect("created");
     drop(vm);
     host.close();
     edit(&file, |book| {
@@ -274,19 +282,29 @@ async fn the_clock_makes_one_and_drops_the_oldest() {
     host.reopen().await;
     let vm = host.vm("clock");
     vm.start().await.expect("starts");
-    let checkpoints = host.host().checkpoints(&vm);
-    let tree = tokio::time::timeout(Duration::from_secs(240), async {
-        loop {
-            let tree = checkpoints.list().await.expect("listed");
-            if tree.checkpoints.len() == 1 && tree.checkpoints[0].name != "old" {
-                return tree;
+    host.vm("late").start().await.expect("starts");
+    let jobs = host.host().jobs();
+    let begun = |vm: &'static str| async move {
+        let is_it = |job: &Job| job.kind == JobKind::CheckpointAutomatic && job.vm.as_deref() == Some(vm);
+        let begun = tokio::time::timeout(Duration::from_secs(240), async {
+            loop {
+                if let Some(job) = jobs.list().into_iter().find(is_it) {
+                    return job;
+                }
+                tokio::time::sleep(Duration::from_millis(500)).await;
             }
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
-    });
-    let tree = tree.await.expect("one made by the clock");
-    assert!(tree.checkpoints[0].automatic && tree.checkpoints[0].name.ends_with(" UTC"), "{tree:?}");
-    assert!(tree.checkpoints[0].memory && vm.status().state == VmState::Running);
+        });
+        begun.await.expect("one begun by the clock")
+    };
+    let job = ends(&host, begun("clock").await).await;
+    let tree = host.host().checkpoints(&vm).list().await.expect("listed");
+    let [only] = &tree.checkpoints[..] else { panic!("{tree:?}, {job:?}") };
+    assert!(only.automatic && only.name.ends_with(" UTC"), "{only:?}");
+    assert!(only.memory && vm.status().state == VmState::Running);
+    assert_eq!((job.state, &job.target), (JobState::Done, &format!("{} of clock", only.name)));
+    assert_eq!(job.result, Some(json!({ "checkpoint": only.name })));
+    let job = ends(&host, begun("late").await).await;
+    assert!(job.state == JobState::Failed && job.problem.as_deref().is_some_and(|why| why.contains("nbd")), "{job:?}");
 }
 
 pub(crate) async fn create(checkpoints: &Checkpoints, name: &str, notes: &str) -> Job {
