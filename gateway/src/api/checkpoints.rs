@@ -48,6 +48,15 @@ pub(super) async fn delete(
     Ok((StatusCode::ACCEPTED, Json(job)))
 }
 
+pub(super) async fn merge(
+    State(context): State<Arc<ApiContext>>,
+    Part(vm): Part<String>,
+) -> Answer<(StatusCode, Json<Job>)> {
+    let job = context.checkpoints(&vm)?.merge().await?;
+    info!(vm, job = job.id.0, "merge of overlays begun");
+    Ok((StatusCode::ACCEPTED, Json(job)))
+}
+
 pub(super) async fn rename(
     State(context): State<Arc<ApiContext>>,
     Part((vm, name)): Part<(String, String)>,

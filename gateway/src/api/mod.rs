@@ -21,6 +21,7 @@
 //! | `GET`, `POST /v1/vms/{vm}/checkpoints` | the tree of its checkpoints; make one, as a job |
 //! | `DELETE /v1/vms/{vm}/checkpoints/{name}` | delete one, as a job |
 //! | `POST /v1/vms/{vm}/checkpoints/{name}/{request}` | `revert`, as a job; `rename` |
+//! | `POST /v1/vms/{vm}/merge-overlays` | have overlays without checkpoints go back into the files below, as a job |
 //! | `POST /v1/vms/{vm}/disks/{disk}/move` | move a disk to another place, while the VM runs too |
 //! | `GET`, `POST /v1/users` | list, add |
 //! | `DELETE /v1/users/{user}` | remove |
@@ -95,6 +96,7 @@ pub fn router(context: Arc<ApiContext>) -> Router {
         .route("/v1/vms/{vm}/checkpoints/{name}", delete(checkpoints::delete))
         .route("/v1/vms/{vm}/checkpoints/{name}/revert", post(checkpoints::revert))
         .route("/v1/vms/{vm}/checkpoints/{name}/rename", post(checkpoints::rename))
+        .route("/v1/vms/{vm}/merge-overlays", post(checkpoints::merge))
         .route("/v1/vms/{vm}/disks", get(vm_disks::list).post(vm_disks::attach))
         .route("/v1/vms/{vm}/disks/{disk}/detach", post(vm_disks::detach))
         .route("/v1/vms/{vm}/disks/{disk}/disc", post(vm_disks::change_disc))

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
+use serde_json::Value;
 use vmm::{Checkpoint, CheckpointTree, Job, NewCheckpoint};
 
 use super::Context;
@@ -21,6 +22,7 @@ pub(super) enum CheckpointCommand {
     List(List),
     Revert(Revert),
     Delete(Delete),
+    Merge(Merge),
     Rename(Rename),
 }
 
@@ -70,7 +72,7 @@ pub(super) struct Revert {
 /// Delete a checkpoint; those after it and the VM itself stay as they are
 ///
 /// Overlays that hold no checkpoint any more go back into the files below them, while the guest runs, too. That can be
-/// cancelled; the overlay stays the disk then.
+/// cancelled; the overlay stays the disk then, until `fanlight checkpoint merge` or the next deletion.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  fanlight checkpoint delete web01 'before the update'")]
 pub(super) struct Delete {
@@ -78,6 +80,18 @@ pub(super) struct Delete {
     vm: String,
     /// The checkpoint
     name: String,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+/// Merge the overlays of a VM that hold no checkpoint any more into the files below them
+///
+/// The last deletion of a checkpoint does so by itself; this is for overlays that stayed, because that was cancelled or failed.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  fanlight checkpoint merge web01")]
+pub(super) struct Merge {
+    /// The VM: name or UUID
+    vm: String,
     #[command(flatten)]
     waiting: Waiting,
 }
@@ -111,6 +125,10 @@ impl CheckpointCommand {
             Self::Delete(Delete { vm, name, waiting }) => {
                 let job: Job = context.client.delete_for(&path(&vm, &format!("/{}", segment(&name)))).await?;
                 waiting.follow(context, job, |job| deleted(job, &name, &vm)).await
+            }
+            Self::Merge(Merge { vm, waiting }) => {
+                let job: Job = context.client.post(&format!("/v1/vms/{}/merge-overlays", segment(&vm)), &()).await?;
+                waiting.follow(context, job, |job| merges(job).join("\n")).await
             }
             Self::Rename(Rename { vm, name, new }) => {
                 let body = NewName { name: new };
@@ -153,22 +171,35 @@ fn show(context: &Context, tree: &CheckpointTree) {
 
 /// What came of it, and which disks are one file again.
 fn deleted(job: &Job, name: &str, vm: &str) -> String {
-    let mut said = format!("checkpoint `{name}` of {vm} is deleted");
-    let told = |key: &str| job.result.as_ref().and_then(|result| result[key].as_array()).into_iter().flatten();
-    for merged in told("merged") {
+    let mut lines = vec![format!("checkpoint `{name}` of {vm} is deleted")];
+    lines.extend(merges(job));
+    if told(job, "kept").next().is_some() {
+        lines.push(format!("`fanlight checkpoint merge {vm}` tries that again"));
+    }
+    lines.join("\n")
+}
+
+/// Which disks are one file again, and which are not.
+fn merges(job: &Job) -> Vec<String> {
+    let mut lines = Vec::new();
+    for merged in told(job, "merged") {
         if let (Some(overlay), Some(file)) = (merged["overlay"].as_str(), merged["file"].as_str()) {
-            said += &format!("\n{file}: has all of {overlay} and is the disk again");
+            lines.push(format!("{file}: has all of {overlay} and is the disk again"));
         }
         if let (Some(overlay), Some(problem)) = (merged["overlay"].as_str(), merged["problem"].as_str()) {
-            said += &format!("\n{overlay}: nothing needs it, and it is still there: {problem}");
+            lines.push(format!("{overlay}: nothing needs it, and it is still there: {problem}"));
         }
     }
-    for kept in told("kept") {
+    for kept in told(job, "kept") {
         if let (Some(overlay), Some(reason)) = (kept["overlay"].as_str(), kept["reason"].as_str()) {
-            said += &format!("\n{overlay}: stays the disk: {reason}");
+            lines.push(format!("{overlay}: stays the disk: {reason}"));
         }
     }
-    said
+    lines
+}
+
+fn told<'a>(job: &'a Job, key: &str) -> impl Iterator<Item = &'a Value> {
+    job.result.as_ref().and_then(|result| result[key].as_array()).into_iter().flatten()
 }
 
 /// The tree, line by line; where the VM is stands after the checkpoint that it came after.
@@ -271,7 +302,7 @@ mod tests {
         assert_eq!(
             deleted(&job(result), "a", "web01"),
             "checkpoint `a` of web01 is deleted\n/d.vhdx: has all of /d.vhdx.checkpoints.qcow2 and is the disk again\n\
-             /e.checkpoints.qcow2: stays the disk: no room"
+             /e.checkpoints.qcow2: stays the disk: no room\n`fanlight checkpoint merge web01` tries that again"
         );
         assert_eq!(deleted(&plain, "a", "web01"), "checkpoint `a` of web01 is deleted");
     }

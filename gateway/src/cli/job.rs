@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use serde_json::json;
-use vmm::{Job, JobState};
+use vmm::{Job, JobKind, JobState};
 
 use super::Context;
 use super::output::{Cell, Colour, age};
@@ -170,7 +170,15 @@ fn problem(job: &Job) -> Problem {
     let id = job.id;
     let reason = job.problem.as_deref().unwrap_or("nobody knows why");
     match job.state {
-        JobState::Cancelled => Problem::new(Code::Conflict, format!("job {id} was cancelled")),
+        JobState::Cancelled => {
+            let problem = Problem::new(Code::Conflict, format!("job {id} was cancelled"));
+            match (&job.vm, job.kind) {
+                (Some(vm), JobKind::CheckpointDelete | JobKind::CheckpointMerge) => problem.hint(format!(
+                    "an overlay that is not merged stays the disk; `fanlight checkpoint merge {vm}` merges it"
+                )),
+                _ => problem,
+            }
+        }
         state => Problem::new(Code::Internal, format!("job {id} {state}: {reason}")),
     }
 }

@@ -230,3 +230,29 @@ fn a_vm_is_given_disks_and_discs_and_loses_them() {
     assert!(definition.contains("id = \"cd\"") && !definition.contains("data.qcow2"), "{definition}");
     state.json("vm stop web01");
 }
+
+#[test]
+fn a_merge_that_could_not_be_is_begun_again() {
+    let state = State::new();
+    let _service = state.serve();
+    let at = |name: &str| state.path().join(name).display().to_string();
+    let (raw, other) = (at("data.raw"), at("other.qcow2"));
+    state.json(&format!(
+        "vm create --name web01 --memory 64 --accelerator tcg --network none --disk path={raw},size=20M"
+    ));
+    let none = state.run("checkpoint merge web01");
+    assert!(none.code == 4 && none.stderr.contains("no disk of web01 has an overlay"), "{none:?}");
+    state.json("checkpoint create web01 --name a");
+    state.json(&format!("disk create {other} --backing {raw}"));
+    let deleted = state.run("checkpoint delete web01 a");
+    assert!(deleted.code == 0 && deleted.stdout.contains("stays the disk"), "{deleted:?}");
+    assert!(deleted.stdout.ends_with("`fanlight checkpoint merge web01` tries that again\n"), "{deleted:?}");
+    let failed = state.run("checkpoint merge web01");
+    assert!(failed.code == 1 && failed.stderr.contains("other.qcow2"), "{failed:?}");
+    assert_eq!(state.run(&format!("disk delete {other}")).code, 0);
+    let merged = state.run("checkpoint merge web01");
+    let said = format!("{raw}: has all of {raw}.checkpoints.qcow2 and is the disk again\n");
+    assert_eq!((merged.code, merged.stdout), (0, said), "{}", merged.stderr);
+    assert_eq!(state.json("disk list web01")[0]["source"], raw);
+    assert_eq!(state.json("job list")[0]["kind"], "checkpoint-merge");
+}

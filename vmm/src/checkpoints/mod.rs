@@ -167,6 +167,31 @@ impl Checkpoints {
         self.begin(JobKind::CheckpointDelete, Work::Delete(name.into())).await
     }
 
+    /// Has the overlays that hold no checkpoint go back into the files below them, as [`delete`](Self::delete) does: for those
+    /// that stayed then. It may be cancelled; the job's result names those that did and those that stay.
+    ///
+    /// # Errors
+    ///
+    /// When no disk has an overlay. What goes wrong later is told by the job, which fails when not one went back.
+    pub async fn merge(&self) -> Result<Job, CheckpointError> {
+        let (vm, disks) = (self.vm.clone(), self.disks.clone());
+        let name = vm.name().to_owned();
+        if Disks::overlays_of(&vm).is_empty() {
+            return Err(CheckpointError::Impossible(format!(
+                "no disk of {name} has an overlay that a checkpoint made"
+            )));
+        }
+        let target = format!("overlays of {name}");
+        let new = NewJob { kind: JobKind::CheckpointMerge, target, vm: Some(name), again: None };
+        let job = self.jobs.spawn(new, |job: JobHandle| async move {
+            job.step("waiting");
+            work::settled(&vm).await?;
+            let overlays = Disks::overlays_of(&vm);
+            Ok(Some(disks.merge_overlays(&vm, &job).await?.of_all(&overlays)?.to_json()))
+        });
+        Ok(job.await?)
+    }
+
     /// Gives a checkpoint another name. One that was taken by the clock is kept from then on.
     ///
     /// # Errors

@@ -280,6 +280,13 @@ pub(super) async fn settle(vm: &Vm, keeper: &Keeper) -> Result<Vec<Snapshot>, Ch
     Err(CheckpointError::Impossible("what was cut off cannot be cleared away: it is there again each time".into()))
 }
 
+/// Waits for who changes the images, and clears up after what was cut off.
+pub(super) async fn settled(vm: &Vm) -> Result<(), CheckpointError> {
+    let keeper = vm.checkpoint_keeper();
+    let _turn = keeper.turn().await;
+    settle(vm, keeper).await.map(drop)
+}
+
 /// Refuses a checkpoint whose disks or memory are not this VM's any more.
 fn fits(vm: &Vm, entry: &Entry, found: &[Snapshot]) -> Result<(), CheckpointError> {
     let name = &entry.name;

@@ -30,6 +30,8 @@ pub enum JobKind {
     CheckpointRevert,
     /// Forgets a state of a VM.
     CheckpointDelete,
+    /// Has the overlays of a VM that hold no state go back into the files below them.
+    CheckpointMerge,
     /// Moves a disk of a VM to another place.
     DiskMove,
     /// Makes an entry of a library.
@@ -166,6 +168,7 @@ impl fmt::Display for JobKind {
             Self::CheckpointAutomatic => "checkpoint-automatic",
             Self::CheckpointRevert => "checkpoint-revert",
             Self::CheckpointDelete => "checkpoint-delete",
+            Self::CheckpointMerge => "checkpoint-merge",
             Self::DiskMove => "disk-move",
             Self::LibraryExport => "library-export",
             Self::LibraryVerify => "library-verify",

@@ -70,13 +70,16 @@ struct Kept {
 }
 
 impl Disks {
+    /// The disks of a VM that are overlays which a checkpoint made.
+    pub(crate) fn overlays_of(vm: &Vm) -> Vec<Disk> {
+        let disks = vm.definition().disks.clone().into_iter();
+        disks.filter(|disk| !disk.readonly && disk.source.path().and_then(laid_on).is_some()).collect()
+    }
+
     /// Merges the overlays of a VM's disks that hold no checkpoint any more, as steps of `job`.
     pub(crate) async fn merge_overlays(&self, vm: &Vm, job: &JobHandle) -> Result<Merges, Unfinished> {
         let (mut merges, mut begun) = (Merges::default(), false);
-        let disks = vm.definition().disks.clone();
-        let overlays =
-            disks.into_iter().filter(|disk| !disk.readonly && disk.source.path().and_then(laid_on).is_some());
-        for overlay in overlays {
+        for overlay in Self::overlays_of(vm) {
             let plan = match self.plan_merge(vm, &overlay).await {
                 Ok(Some(plan)) => plan,
                 Ok(None) => continue,
@@ -180,6 +183,21 @@ impl Merges {
     fn keep(&mut self, overlay: &Disk, reason: String) {
         tracing::warn!(disk = overlay.id, overlay = %overlay.source, reason, "an overlay stays");
         self.kept.push(Kept { disk: overlay.id.clone(), overlay: overlay.source.to_string(), reason });
+    }
+
+    /// Those of `overlays` of which nothing is told hold checkpoints. Fails, with the reasons, when not one is merged.
+    pub(crate) fn of_all(mut self, overlays: &[Disk]) -> Result<Self, Unfinished> {
+        for overlay in overlays {
+            let told = self.merged.iter().map(|merged| &merged.disk).chain(self.kept.iter().map(|kept| &kept.disk));
+            if !told.into_iter().any(|disk| *disk == overlay.id) {
+                self.keep(overlay, "it holds checkpoints: delete these first".into());
+            }
+        }
+        if self.merged.is_empty() {
+            let reasons = self.kept.iter().map(|kept| format!("{} stays the disk: {}", kept.overlay, kept.reason));
+            return Err(failed(reasons.collect::<Vec<_>>().join("; ")));
+        }
+        Ok(self)
     }
 
     /// Takes in what a move that was one says.
