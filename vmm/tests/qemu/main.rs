@@ -12,6 +12,7 @@ mod display;
 mod efi;
 mod failures;
 mod firmware;
+mod formats;
 mod guest_disk;
 mod hardware;
 mod hot_plug;
