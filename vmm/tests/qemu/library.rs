@@ -10,6 +10,7 @@ use vmm::{Definition, DiskFormat, FromEntry, Job, JobState, LibraryError, Vm, Vm
 
 use crate::checkpoints::{create, disk, done, ends};
 use crate::disk_failures::{boots, does};
+use crate::firmware::runs_as_first_program;
 use crate::kit::{TestHost, console_guest, firmware, reaches};
 use crate::overlays::{image, paths, qemu_io};
 use crate::places::Mount;
@@ -55,6 +56,29 @@ async fn an_entry_of_a_vm_with_overlays_stands_on_nothing() {
     }
     made.start().await.expect("starts");
     done(&host, create(&host.host().checkpoints(&made), "own", "").await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_runs_directly_on_the_disk_of_an_entry_on_another_file_system() {
+    let host = TestHost::new().await;
+    let script = "mount -t devtmpfs dev /dev; modprobe virtio_blk; until [ -b /dev/vda ]; do :; done; \
+                  tr '\\0' x </dev/zero | head -c 1048576 >/dev/vda; sync; poweroff -f";
+    let disks = vec![image(host.folder(), "original.raw", DiskFormat::Raw)];
+    let definition = Definition { disks, ..runs_as_first_program(console_guest("original"), script) };
+    let original = host.host().create(definition).await.expect("created");
+    // Who may mount nothing has it in a folder.
+    let share = host.folder().join("share");
+    let _mount = Mount::in_memory(192 * MIB, share.clone());
+    fs::create_dir_all(&share).expect("a folder");
+    let entry = share.join("entry");
+    done(&host, host.host().export("original", entry.clone()).await.expect("begun")).await;
+    let request = FromEntry { entry: entry.clone(), name: Some("direct".into()), direct: true };
+    let vm = host.host().create_from(request).await.expect("made");
+    assert_eq!(paths(&vm), [entry.join("disk0.raw")]);
+    vm.start().await.expect("starts");
+    reaches(&vm, VmState::Stopped).await;
+    qemu_io("raw", "read -P 120 0 1M", &entry.join("disk0.raw"));
+    qemu_io("raw", "read -P 0 0 1M", &paths(&original)[0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
