@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use vmm::{Definition, Forward, ForwardProtocol, Network, NetworkMode, VmState};
 
 use crate::firmware::runs_as_first_program;
-use crate::kit::{PATIENCE, TestHost, console_guest, firmware, reaches};
+use crate::kit::{PATIENCE, TestHost, console_guest, firmware};
 
 /// Says to a test that it runs in a network namespace that it may change.
 const INSIDE: &str = "FANLIGHT_TEST_NAMESPACE";
@@ -77,10 +77,16 @@ async fn on_a_bridge() {
 
     // A tap device that is there already, and one that is not.
     ip("tuntap add dev fl-tap0 mode tap");
+    ip("addr add 192.168.78.1/24 dev fl-tap0");
+    ip("link set fl-tap0 up");
     let tap = |name: &str| NetworkMode::Tap(name.parse().expect("a name"));
-    let vm = host.host().create(on(tap("fl-tap0"), firmware("tap"))).await.expect("created");
+    let script = script.replace("192.168.77", "192.168.78");
+    let pings = on(tap("fl-tap0"), runs_as_first_program(console_guest("tap"), &script));
+    let vm = host.host().create(pings).await.expect("created");
     vm.start().await.expect("starts");
-    reaches(&vm, VmState::Running).await;
+    let mut watch = vm.watch();
+    let stopped = watch.wait_for(|status| status.state == VmState::Stopped);
+    tokio::time::timeout(GUEST, stopped).await.expect("the guest reaches the host by the tap").expect("lives");
     let vm = host.host().create(on(tap("fl-tap1"), firmware("no-tap"))).await.expect("created");
     let error = vm.start().await.expect_err("there is none").to_string();
     assert!(error.contains("ip tuntap add dev fl-tap1"), "{error}");
