@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use vmm::memory::{PoolConfig, Reason, VmMemoryView};
-use vmm::{Definition, DynamicMemory, Vm};
+use vmm::{Definition, DiskFormat, DynamicMemory, Vm, VmState};
 
+use crate::checkpoints::{create, done};
 use crate::kit::{TestHost, console_guest, firmware, shell, soon, types};
+use crate::overlays::image;
+use crate::snapshots::Guest;
 
 const MIB: u64 = 1 << 20;
 
@@ -40,7 +43,9 @@ async fn memory(vm: &Vm, what: &str, enough: impl Fn(&VmMemoryView) -> bool) -> 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_gets_what_it_needs_and_gives_back_what_it_does_not() {
     let mut host = host(2048).await;
-    let vm = host.host().create(dynamic(console_guest("one"), 384, 192, 1024)).await.expect("created");
+    let disks = vec![image(host.folder(), "kept.qcow2", DiskFormat::Qcow2)];
+    let guest = Definition { disks, ..console_guest("one") };
+    let vm = host.host().create(dynamic(guest, 384, 192, 1024)).await.expect("created");
     vm.start().await.expect("starts");
     shell(&vm.console()).await;
     let idle = memory(&vm, "a report", |view| view.demand.is_some()).await;
@@ -56,9 +61,26 @@ async fn a_guest_gets_what_it_needs_and_gives_back_what_it_does_not() {
     let vm = host.vm("one");
     let back = memory(&vm, "a report to another gateway", |view| view.demand.is_some()).await;
     assert!(back.assigned > 560 * MIB, "{back:?}");
-    types(&vm.console(), "\n\nrm /mnt/*\n").await;
+    let mut guest = Guest::at(&vm).await;
+    let sum = "md5sum </mnt/random";
+    let before = guest.tell(&format!("head -c 24000000 /dev/urandom >/mnt/random; {sum}")).await;
+    let checkpoints = host.host().checkpoints(&vm);
+    done(&host, create(&checkpoints, "grown", "").await).await;
+    guest.run("rm /mnt/*").await;
     let idle = memory(&vm, "memory is given back", |view| view.assigned + 24 * MIB < back.assigned).await;
     assert_eq!(idle.killed.unwrap_or(0), 0, "{idle:?}");
+
+    // What was plugged in then is there again, with all that was in it.
+    done(&host, checkpoints.revert("grown").await.expect("begun")).await;
+    assert_eq!(vm.status().state, VmState::Running);
+    assert_eq!((guest.tell(sum).await, guest.tell("ls /mnt | wc -l").await), (before.clone(), "31".into()));
+    let again = memory(&vm, "the memory that it had", |view| view.assigned > 560 * MIB).await;
+    assert_eq!(again.killed.unwrap_or(0), 0, "{again:?}");
+    // And into a QEMU that starts with less.
+    vm.power_off().await.expect("switches off");
+    done(&host, checkpoints.revert("grown").await.expect("begun")).await;
+    assert_eq!(Guest::at(&vm).await.tell(sum).await, before);
+    memory(&vm, "the memory that it had", |view| view.assigned > 560 * MIB).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
