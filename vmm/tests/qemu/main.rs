@@ -20,6 +20,7 @@ mod kit;
 mod library;
 mod lifecycle;
 mod memory;
+mod move_accidents;
 mod move_targets;
 mod moves;
 mod needed;

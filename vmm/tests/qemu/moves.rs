@@ -91,8 +91,13 @@ impl Scribe {
 
     /// Whether the disk, which nobody writes to now, holds every record up to the last.
     pub(crate) fn check(&self, vm: &Vm) {
-        let (last, disk) = (self.number(), moving(vm));
-        let raw = plain(&disk);
+        self.check_on(&moving(vm));
+    }
+
+    /// The same of any disk.
+    pub(crate) fn check_on(&self, disk: &Disk) {
+        let last = self.number();
+        let raw = plain(disk);
         for number in 1..=last {
             let at = usize::try_from(number * RECORD).expect("fits");
             let expected = format!("record {number} of the log\n");
@@ -157,11 +162,11 @@ pub(crate) async fn begin(host: &TestHost, vm: &Vm, request: MoveDisk) -> Job {
     host.host().disks().move_disk(vm, "disk2", request).await.expect("begun")
 }
 
-async fn ended(host: &TestHost, job: &Job) -> Job {
+pub(crate) async fn ended(host: &TestHost, job: &Job) -> Job {
     until(host, job, |job| job.state.is_final()).await
 }
 
-async fn until(host: &TestHost, job: &Job, enough: impl Fn(&Job) -> bool) -> Job {
+pub(crate) async fn until(host: &TestHost, job: &Job, enough: impl Fn(&Job) -> bool) -> Job {
     let jobs = host.host().jobs();
     let mut now = jobs.get(job.id).expect("remembered");
     let deadline = Instant::now() + 2 * PATIENCE;
@@ -179,13 +184,13 @@ pub(crate) async fn moved(host: &TestHost, job: &Job) -> Moved {
 }
 
 /// How many accidents of each kind.
-fn rounds(usual: u64) -> u64 {
+pub(crate) fn rounds(usual: u64) -> u64 {
     let may_take_long = std::env::var_os("FANLIGHT_TEST_LONG").is_some_and(|value| !value.is_empty() && value != "0");
     if may_take_long { 50 } else { usual }
 }
 
 /// When an accident happens in a round: the step of the move, and how far that is.
-fn moment(round: u64) -> impl Fn(&Job) -> bool {
+pub(crate) fn moment(round: u64) -> impl Fn(&Job) -> bool {
     let number = round.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
     let percent = (number / 8 % 100) as f32;
     let steps = ["preparing", "copying", "copying", "copying", "comparing", "comparing", "switching", "releasing"];
