@@ -1,16 +1,17 @@
-//! Four guests whose maxima are more than there is.
+//! Four guests whose maxima are more than there is, and four people at them.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use fanlight_tests::client::Connect;
+use fanlight_tests::client::{Client, Connect};
 use fanlight_tests::gateway::{Gateway, Person};
-use fanlight_tests::guest::{Machine, Memory};
+use fanlight_tests::guest::{Guest, Machine, Memory};
+use fanlight_tests::picture::Likeness;
 use fanlight_tests::wait::{Look, wait_until};
 use serde_json::Value;
 
 use crate::harness::journeys;
-use crate::world::{World, enter, font};
+use crate::world::{World, echo_new_word, enter, font};
 
 journeys![guests_lend_each_other_memory_and_nobody_is_killed, memory_is_shown_and_told];
 
@@ -34,6 +35,7 @@ fn guests_lend_each_other_memory_and_nobody_is_killed(_: &World) -> Result<()> {
     for guest in &guests {
         guest.wait_for_prompt()?;
     }
+    each_is_seen_by_its_client(&gateway, &person, &guests)?;
     for name in NAMES {
         wait_for(&gateway, name, "a report", |vm| vm.demand > 0)?;
     }
@@ -60,6 +62,26 @@ fn guests_lend_each_other_memory_and_nobody_is_killed(_: &World) -> Result<()> {
         ensure!(guest.state()? == "running", "`{}` is {}", guest.name(), guest.state()?);
     }
     Ok(())
+}
+
+/// All connected at once, each at a guest of its own, whose picture it shows to the bit.
+fn each_is_seen_by_its_client(gateway: &Gateway, person: &Person, guests: &[Guest]) -> Result<()> {
+    let clients = guests.iter().map(|guest| connect(gateway, person, guest.name()).open());
+    let clients = clients.collect::<Result<Vec<_>>>()?;
+    let mut sessions = gateway.sessions()?;
+    let mut names: Vec<&str> = guests.iter().map(Guest::name).collect();
+    sessions.sort();
+    names.sort_unstable();
+    ensure!(sessions == names, "there are sessions of {sessions:?}");
+    let words = clients.iter().zip(guests).map(|(client, guest)| echo_new_word(client, guest));
+    let words = words.collect::<Result<Vec<_>>>()?;
+    for ((client, guest), word) in clients.iter().zip(guests).zip(&words) {
+        client.wait_for_picture(Likeness::Exact, || guest.picture())?;
+        let screen = client.screen(font()?)?;
+        let shown: Vec<&String> = words.iter().filter(|word| screen.has(word)).collect();
+        ensure!(shown == [word], "of {words:?} the client of `{}` shows {shown:?}:\n{screen:?}", guest.name());
+    }
+    clients.into_iter().try_for_each(Client::close)
 }
 
 fn memory_is_shown_and_told(_: &World) -> Result<()> {
@@ -121,8 +143,7 @@ fn wait_for(gateway: &Gateway, name: &str, what: &str, enough: impl Fn(&VmMemory
 
 /// Has the guest use so many MiB more than it does by itself; it takes no more at a time than it has.
 fn fill(gateway: &Gateway, person: &Person, name: &str, mib: u64) -> Result<()> {
-    let user = format!("{name}\\{}", person.name);
-    let client = Connect::to(gateway.address(), &user, &person.password).open()?;
+    let client = connect(gateway, person, name).open()?;
     enter(&client, &format!("fill {mib}"))?;
     let done = format!("filled {mib},");
     let screen = client
@@ -130,6 +151,10 @@ fn fill(gateway: &Gateway, person: &Person, name: &str, mib: u64) -> Result<()> 
     let line = screen.lines().find(|line| line.starts_with(&done)).context("it was there a moment ago")?;
     ensure!(line.ends_with("killed 0"), "programs were killed in `{name}`: {line}");
     client.close()
+}
+
+fn connect(gateway: &Gateway, person: &Person, vm: &str) -> Connect {
+    Connect::to(gateway.address(), &format!("{vm}\\{}", person.name), &person.password)
 }
 
 fn text(gateway: &Gateway, arguments: &[&str]) -> Result<String> {
