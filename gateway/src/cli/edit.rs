@@ -51,8 +51,9 @@ impl Edit {
         let nothing: &[Change] = &[];
         let changes = edited.as_ref().map_or(nothing, |edited: &EditedVm| &edited.changes);
         let vm = edited.as_ref().map_or(self.vm.as_str(), |edited| &edited.vm.name);
+        let is_on = edited.as_ref().is_some_and(|edited| edited.vm.pid.is_some());
         let mended = edited.as_ref().is_some_and(|edited| edited.mended);
-        let told = || if mended { format!("{vm} is mended") } else { in_words(vm, changes) };
+        let told = || if mended { format!("{vm} is mended") } else { in_words(vm, is_on, changes) };
         context.output.value(&serde_json::json!({ "changes": changes, "mended": mended }), told);
         Ok(())
     }
@@ -148,13 +149,19 @@ fn unusable(path: &Path, error: &io::Error) -> Problem {
     Problem::new(Code::Internal, format!("{}: {error}", path.display()))
 }
 
-fn in_words(vm: &str, changes: &[Change]) -> String {
+/// From when on a change counts is worth a word only for a VM that is on.
+fn in_words(vm: &str, is_on: bool, changes: &[Change]) -> String {
     if changes.is_empty() {
         return format!("{vm} is as it was");
     }
     let lines = changes.iter().map(|change| {
         let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "unset".into());
-        format!("{}: {} ({} → {})", change.what, when(change.when), value(&change.from), value(&change.to))
+        let (what, from, to) = (&change.what, value(&change.from), value(&change.to));
+        if is_on {
+            format!("{what}: {} ({from} → {to})", when(change.when))
+        } else {
+            format!("{what}: {from} → {to}")
+        }
     });
     std::iter::once(format!("{vm} is edited")).chain(lines).collect::<Vec<_>>().join("\n")
 }
@@ -186,10 +193,15 @@ mod tests {
         };
         let changes = [change("vcpus", Some("2"), When::NextStart), change("memory.minimum", None, When::Now)];
         assert_eq!(
-            in_words("web01", &changes),
+            in_words("web01", true, &changes),
             "web01 is edited\nvcpus: at the next start (2 → 4)\nmemory.minimum: now (unset → 4)"
         );
-        assert_eq!(in_words("web01", &[]), "web01 is as it was");
+        assert_eq!(
+            in_words("web01", false, &changes),
+            "web01 is edited\nvcpus: 2 → 4\nmemory.minimum: unset → 4",
+            "one that is off has no other start than the next"
+        );
+        assert_eq!(in_words("web01", true, &[]), "web01 is as it was");
         assert_eq!(waiting(&changes).as_deref(), Some("vcpus, memory.minimum at the next start"));
     }
 }

@@ -7,10 +7,11 @@ use toml::{Table, Value};
 
 use super::Definition;
 
-/// One key that has another value.
+/// One thing that is another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
-    /// Which, with the tables that it is in: `memory.maximum`, `disk.disk0.path`.
+    /// Which key, with the tables that it is in: `memory.maximum`, `disk.disk0.path`. What belongs together is told as one, in
+    /// words: `network`, `boot`, `tpm`, `checkpoints`, and `memory` that begins or ceases to follow the guest's need.
     pub what: String,
     /// What it was; none: it was not there.
     pub from: Option<String>,
@@ -36,6 +37,9 @@ impl Definition {
     #[must_use]
     pub fn changes_to(&self, wanted: &Self, running: Option<&Self>) -> Vec<Change> {
         let (mut from, mut to) = (table(self), table(wanted));
+        for (table, other) in [(&mut from, wanted), (&mut to, self)] {
+            put_in_words(table, other);
+        }
         let (from_disks, to_disks) = (take_disks(&mut from), take_disks(&mut to));
         let mut differences = Vec::new();
         compare("", &from, &to, &mut differences);
@@ -67,7 +71,7 @@ impl Definition {
 
 /// Whether a key counts before the VM is started again.
 fn counts_now(key: &str, wanted: &Definition, running: Option<&Definition>) -> bool {
-    if key.starts_with("session.") || key.starts_with("checkpoints.") {
+    if key.starts_with("session.") || key == "checkpoints" {
         return true;
     }
     let dynamic = wanted.dynamic_memory.zip(running.and_then(|running| running.dynamic_memory));
@@ -89,6 +93,60 @@ type Difference = (String, Option<String>, Option<String>);
 fn table(definition: &Definition) -> Table {
     // What was written is read.
     toml::from_str(&definition.to_toml()).unwrap_or_default()
+}
+
+/// Makes one line of words of each table whose keys mean nothing alone; `other` is what the definition is compared with.
+fn put_in_words(table: &mut Table, other: &Definition) {
+    for (key, in_words) in [("network", network as fn(&Table) -> String), ("boot", boot)] {
+        if let Some(words) = table.get(key).and_then(Value::as_table).map(in_words) {
+            table.insert(key.into(), Value::String(words));
+        }
+    }
+    for (key, in_words) in [("tpm", tpm as fn(&Table) -> String), ("checkpoints", checkpoints)] {
+        let words = table.get(key).and_then(Value::as_table).map_or_else(|| "none".into(), in_words);
+        table.insert(key.into(), Value::String(words));
+    }
+    let words = match table.get("memory") {
+        Some(Value::Table(dynamic)) if other.dynamic_memory.is_none() => dynamic_memory(dynamic),
+        Some(Value::Integer(mib)) if other.dynamic_memory.is_some() => format!("{mib} MiB"),
+        _ => return,
+    };
+    table.insert("memory".into(), Value::String(words));
+}
+
+/// `bridge br0, e1000, forward tcp:127.0.0.1:2222-:22`
+fn network(table: &Table) -> String {
+    let mode = [value(table, "mode"), value(table, "name")].into_iter().flatten().collect::<Vec<_>>().join(" ");
+    let forward = table.get("forward").and_then(Value::as_array).filter(|forward| !forward.is_empty());
+    let forward = forward.map(|forward| format!("forward {}", forward.iter().map(words).collect::<Vec<_>>().join(" ")));
+    [Some(mode), value(table, "card"), forward].into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// `uefi with secure boot, kernel /boot/vmlinuz, initrd /boot/initrd.img`
+fn boot(table: &Table) -> String {
+    let secure = table.get("secure_boot") == Some(&Value::Boolean(true));
+    let firmware = value(table, "firmware").map(|firmware| firmware + if secure { " with secure boot" } else { "" });
+    let named = |key: &str| Some(format!("{key} {}", value(table, key)?));
+    [firmware, named("kernel"), named("initrd"), named("cmdline")].into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+fn tpm(table: &Table) -> String {
+    value(table, "model").unwrap_or_default()
+}
+
+fn checkpoints(table: &Table) -> String {
+    let number = |key| value(table, key).unwrap_or_default();
+    format!("every {} minutes, {} kept", number("every"), number("keep"))
+}
+
+fn dynamic_memory(table: &Table) -> String {
+    let number = |key| value(table, key).unwrap_or_default();
+    let (startup, minimum, maximum) = (number("startup"), number("minimum"), number("maximum"));
+    format!("{startup} MiB, then {minimum} to {maximum} as its guest needs")
+}
+
+fn value(table: &Table, key: &str) -> Option<String> {
+    table.get(key).map(words)
 }
 
 /// The disks by their names.
@@ -147,7 +205,8 @@ mod tests {
 
     use super::*;
     use crate::definition::{
-        CheckpointSchedule, Disk, DiskBus, DiskFormat, DynamicMemory, Firmware, Network, Provider, Session, Tpm,
+        Boot, CheckpointSchedule, Disk, DiskBus, DiskFormat, DynamicMemory, Firmware, Network, NetworkMode, Provider,
+        Session, Tpm,
     };
 
     fn told(changes: &[Change]) -> Vec<String> {
@@ -165,7 +224,7 @@ mod tests {
         let mut new = Definition {
             memory: 1024,
             vcpus: 2,
-            network: Network::none(),
+            network: Network::new(NetworkMode::Bridge("br0".parse().expect("a name"))),
             firmware: Firmware::Uefi { secure_boot: true },
             tpm: Some(Tpm::default()),
             session: Session { input: Provider::Bus },
@@ -177,18 +236,35 @@ mod tests {
         assert_eq!(
             told(&old.changes_to(&new, Some(&old))),
             [
+                "boot: bios -> uefi with secure boot, NextStart",
+                "checkpoints: none -> every 5 minutes, 2 kept, Now",
                 "memory: 512 -> 1024, NextStart",
-                "network: user -> none, NextStart",
+                "network: user -> bridge br0, virtio, NextStart",
+                "tpm: none -> crb, NextStart",
                 "vcpus: 1 -> 2, NextStart",
-                "boot.firmware: bios -> uefi, NextStart",
-                "boot.secure_boot: - -> true, NextStart",
-                "checkpoints.every: - -> 5, Now",
-                "checkpoints.keep: - -> 2, Now",
                 "session.input: auto -> bus, Now",
-                "tpm.model: - -> crb, NextStart",
                 "disk.disk0: - -> /a.qcow2, NextStart",
             ]
         );
+    }
+
+    #[test]
+    fn what_belongs_together_is_one_line() {
+        let old = Definition::new("demo", Uuid::nil());
+        let boot = Boot::DirectKernel { kernel: "/k".into(), initrd: None, cmdline: "quiet".into() };
+        let dynamic_memory = Some(DynamicMemory::between(200, 720));
+        let forward = vec!["tcp::2222-:22".parse().expect("a port")];
+        let network = Network { forward, ..Network::default() };
+        let new = Definition { memory: 300, dynamic_memory, boot, network, ..old.clone() };
+        let there = [
+            "boot: bios -> kernel /k, cmdline quiet, NextStart",
+            "memory: 512 MiB -> 300 MiB, then 200 to 720 as its guest needs, NextStart",
+            "network: user -> user, virtio, forward tcp:127.0.0.1:2222-:22, NextStart",
+        ];
+        assert_eq!(told(&old.changes_to(&new, None)), there);
+        let back = told(&new.changes_to(&old, Some(&new)));
+        assert_eq!(back[1], "memory: 300 MiB, then 200 to 720 as its guest needs -> 512 MiB, NextStart");
+        assert_eq!(back.len(), 3, "{back:?}");
     }
 
     #[test]
