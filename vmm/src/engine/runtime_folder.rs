@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{Mode, OFlags};
 use tokio::net::UnixStream;
@@ -195,6 +195,16 @@ impl RuntimeFolder {
                 tracing::warn!(file = %self.path.join(name).display(), %error, "cannot remove a runtime file");
             }
         }
+    }
+
+    /// When QEMU was started, by the note of it.
+    pub(crate) fn started(&self) -> Option<SystemTime> {
+        fs::metadata(self.path.join(PID)).and_then(|note| note.modified()).ok()
+    }
+
+    /// Since when it is noted that the guest shall stand still; none: it is not.
+    pub(crate) fn paused_since(&self) -> Option<SystemTime> {
+        fs::metadata(self.path.join(PAUSED)).and_then(|note| note.modified()).ok()
     }
 
     /// Notes that the guest shall stand still until somebody asks otherwise, or need not.

@@ -1,6 +1,7 @@
 //! States, requests, and gateways that come and go.
 
 use std::fs;
+use std::time::SystemTime;
 
 use serde_json::Value;
 use vmm::{HostError, RequestError, VmState};
@@ -71,20 +72,24 @@ async fn another_gateway_takes_the_same_qemu_back() {
     let mut host = TestHost::new().await;
     let vm = host.firmware_vm("kept").await;
     vm.start().await.expect("starts");
-    let pid = vm.status().pid;
+    let (pid, since) = (vm.status().pid, vm.status().since);
     let mut viewer = vm.console().viewer();
     sees(&mut viewer, "the firmware", |_, picture| picture.has_text()).await;
     drop((vm, viewer));
     host.reopen().await;
     let vm = host.vm("KEPT");
     let status = vm.status();
+    assert!(status.since <= since, "it has run since its start, not since the gateway's");
     assert_eq!((status.state, status.pid), (VmState::Running, pid));
     assert_eq!(status.accelerator.expect("asked for").accelerator, vmm::Accelerator::Tcg);
     sees(&mut vm.console().viewer(), "the firmware again", |_, picture| picture.has_text()).await;
     vm.pause().await.expect("its monitor answers");
     drop(vm);
+    let closed = SystemTime::now();
     host.reopen().await;
-    assert_eq!(host.vm("kept").status().state, VmState::Paused);
+    let status = host.vm("kept").status();
+    assert_eq!(status.state, VmState::Paused);
+    assert!(status.since > since && status.since <= closed, "it stands still since it was paused");
     host.vm("kept").power_off().await.expect("switches off");
     assert!(!is_alive(pid.expect("a process")));
 }
@@ -124,7 +129,7 @@ async fn names_and_numbers_are_unique_and_deleted_vms_are_gone() {
     let mut host = TestHost::new().await;
     let vm = host.firmware_vm("One").await;
     let taken = host.host().create(crate::kit::firmware("ONE")).await.expect_err("the name is taken");
-    assert_eq!(taken.to_string(), "there is already a VM with the name ONE");
+    assert_eq!(taken.to_string(), "there is already a VM with the name One");
     vm.start().await.expect("starts");
     let refused = host.host().delete("one").await.expect_err("it is on");
     assert!(matches!(refused, HostError::Request(RequestError::Refused(_))), "{refused}");

@@ -1,5 +1,7 @@
 //! What happens by itself: QEMU's doings, and the passing of time.
 
+use std::time::SystemTime;
+
 use serde_json::json;
 use tokio::time::{Instant, timeout};
 
@@ -14,13 +16,14 @@ impl Driver {
     /// Finds out what became of the VM while there was no gateway.
     pub(super) async fn take_back(&mut self) {
         let Ok(folder) = RuntimeFolder::open(&self.runtime) else { return };
-        let kept = folder.definition();
+        let (kept, started, paused) = (folder.definition(), folder.started(), folder.paused_since());
         match Machine::find(folder, &self.connections, self.host.config.deadlines) {
             Ok(Ok(machine)) => {
                 self.take_back_definition(kept);
                 self.status.send_modify(|status| status.pid = Some(machine.pid()));
                 self.machine = Some(machine);
                 self.recover().await;
+                self.remember_since(started, paused);
                 self.host.memory.wake();
                 let status = self.status.borrow();
                 tracing::info!(pid = status.pid, state = %status.state, "taken back");
@@ -28,6 +31,18 @@ impl Driver {
             Ok(Err(folder)) => self.note_leftover(&folder),
             Err(error) => self.enter(VmState::Failed, Some(format!("cannot look for its QEMU: {error}"))),
         }
+    }
+
+    /// What an earlier gateway entered has lasted since then, and not since there is this one.
+    fn remember_since(&self, started: Option<SystemTime>, paused: Option<SystemTime>) {
+        self.status.send_modify(|status| {
+            let since = match status.state {
+                VmState::Running => started,
+                VmState::Paused => paused,
+                _ => None,
+            };
+            status.since = since.unwrap_or(status.since).min(SystemTime::now());
+        });
     }
 
     /// There is no QEMU; was there one the last time?
