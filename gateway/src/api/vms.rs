@@ -10,7 +10,7 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use serde::Deserialize;
 use tracing::info;
-use vmm::{Definition, EditDefinition, RefusedVm, Vm};
+use vmm::{Accelerator, Definition, EditDefinition, HostError, RefusedVm, Vm};
 
 use super::disks::NewDisks;
 use super::error::{Answer, Body, Part, Query};
@@ -35,8 +35,8 @@ pub(super) async fn create(
     let file = request.file.as_deref().unwrap_or("definition");
     let definition =
         Definition::parse(&request.definition, Path::new(file)).map_err(|error| Problem::new(Code::Invalid, error))?;
-    if context.session.host.find(&definition.name).is_some() {
-        return Err(Problem::new(Code::Conflict, format!("a VM `{}` exists already", definition.name)));
+    if let Some(vm) = context.session.host.find(&definition.name) {
+        return Err(HostError::Taken { what: "name", value: vm.name().into() }.into());
     }
     if request.import {
         require_importable(&context, &definition).await?;
@@ -152,7 +152,10 @@ pub(super) async fn request(
 ) -> Answer<Json<VmInfo>> {
     let vm = context.vm(&name)?;
     match request.as_str() {
-        "start" => vm.start().await?,
+        "start" => {
+            let wants = vm.definition().accelerator;
+            vm.start().await.map_err(|error| start_problem(error.into(), wants, vm.name()))?;
+        }
         "shutdown" => context.shut_down(&vm).await?,
         "reboot" => context.reboot(&vm).await?,
         "stop" => vm.power_off().await?,
@@ -162,6 +165,16 @@ pub(super) async fn request(
         _ => return Err(Problem::new(Code::NotFound, format!("a VM cannot be asked to `{request}`"))),
     }
     Ok(Json(context.info(&vm)))
+}
+
+/// Where KVM does not work, QEMU's own words are of registers and file descriptors.
+fn start_problem(problem: Problem, wants: Accelerator, vm: &str) -> Problem {
+    if wants != Accelerator::Kvm || problem.code != Code::Internal || problem.hint.is_some() {
+        return problem;
+    }
+    problem.hint(format!(
+        "`fanlight doctor` says whether KVM works here; `fanlight vm edit {vm} --accelerator auto` takes what works"
+    ))
 }
 
 impl ApiContext {

@@ -1,6 +1,7 @@
 //! VMs, from creation to deletion.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use crate::kit::State;
 
@@ -215,4 +216,32 @@ fn a_guest_runs_pauses_and_outlives_the_service() {
     assert_eq!(state.json("vm stop web01")["state"], "stopped");
     assert_eq!(state.run("vm delete web01").code, 0);
     service.stop();
+}
+
+#[test]
+fn a_name_that_is_taken_is_told_as_the_vm_has_it() {
+    let state = State::new();
+    let _service = state.serve();
+    state.json("vm create --name web01 --memory 64");
+    let taken = state.run("vm create --name WEB01 --memory 64");
+    assert!(taken.code == 4 && taken.stderr.contains("there is already a VM with the name web01"), "{taken:?}");
+}
+
+#[test]
+fn a_vm_that_wants_kvm_where_that_is_broken_points_to_the_doctor() {
+    let state = State::new();
+    let qemu = state.path().join("qemu-system-x86_64");
+    let script = "#!/bin/sh\necho 'qemu-system-x86_64: error: failed to set MSR 0x10a' >&2\nexit 1\n";
+    fs::write(&qemu, script).unwrap();
+    fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
+    let config = format!("[qemu]\nprogram = \"{}\"\n", qemu.display());
+    fs::write(state.path().join("fanlight.toml"), config).unwrap();
+    let _service = state.serve();
+    state.json("vm create --name web01 --memory 64 --accelerator kvm --network none");
+    let failed = state.run("vm start web01");
+    assert!(failed.code == 1 && failed.stderr.contains("failed to set MSR"), "{failed:?}");
+    assert!(failed.stderr.contains("`fanlight doctor` says whether KVM works here"), "{failed:?}");
+    state.json("vm edit web01 --accelerator auto");
+    let failed = state.run("vm start web01");
+    assert!(failed.code == 1 && !failed.stderr.contains("doctor"), "it is not KVM: {failed:?}");
 }

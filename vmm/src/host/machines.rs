@@ -67,18 +67,18 @@ impl Machines {
             return Err(DefinitionError::whole(file, reason));
         }
         match self.taken(&definition) {
-            Some(what) => Err(DefinitionError::whole(file, format!("another VM has the same {what}"))),
+            Some((what, _)) => Err(DefinitionError::whole(file, format!("another VM has the same {what}"))),
             None => Ok(definition),
         }
     }
 
     /// What of a definition another VM has already: its `name` or its `uuid`.
-    pub(super) fn taken(&self, definition: &Definition) -> Option<&'static str> {
+    pub(super) fn taken(&self, definition: &Definition) -> Option<(&'static str, String)> {
         let vms = lock(&self.vms);
-        if vms.values().any(|vm| same_name(vm.name(), &definition.name)) {
-            return Some("name");
+        if let Some(vm) = vms.values().find(|vm| same_name(vm.name(), &definition.name)) {
+            return Some(("name", vm.name().to_owned()));
         }
-        vms.contains_key(&definition.uuid).then_some("uuid")
+        vms.contains_key(&definition.uuid).then(|| ("uuid", definition.uuid.to_string()))
     }
 
     /// The definitions that were refused.

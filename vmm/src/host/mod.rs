@@ -306,8 +306,7 @@ impl Host {
         definition.settle();
         definition.name_devices_lastingly();
         definition.validate()?;
-        if let Some(what) = self.machines.taken(&definition) {
-            let value = if what == "name" { definition.name } else { definition.uuid.to_string() };
+        if let Some((what, value)) = self.machines.taken(&definition) {
             return Err(HostError::Taken { what, value });
         }
         let file = self.definition_file(&definition);

@@ -53,8 +53,8 @@ impl Host {
         }
         match self.machines.taken(&definition) {
             // Somebody else has mended it.
-            Some("name") => return Err(changed()),
-            Some(what) => {
+            Some(("name", _)) => return Err(changed()),
+            Some((what, _)) => {
                 return Err(DefinitionError::whole(called, format!("another VM has the same {what}")).into());
             }
             None => {}

@@ -115,8 +115,8 @@ impl Host {
     pub async fn create_from(&self, request: FromEntry) -> Result<Vm, LibraryError> {
         let entry = Entry::read(&request.entry)?;
         let mut definition = entry.vm(request.name.as_deref())?;
-        if self.find(&definition.name).is_some() {
-            return Err(HostError::Taken { what: "name", value: definition.name }.into());
+        if let Some(vm) = self.find(&definition.name) {
+            return Err(HostError::Taken { what: "name", value: vm.name().into() }.into());
         }
         entry.check_files(&definition)?;
         let mut made = MadeFiles::default();
