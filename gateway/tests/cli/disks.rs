@@ -256,3 +256,17 @@ fn a_merge_that_could_not_be_is_begun_again() {
     assert_eq!(state.json("disk list web01")[0]["source"], raw);
     assert_eq!(state.json("job list")[0]["kind"], "checkpoint-merge");
 }
+
+#[test]
+fn what_is_wrong_with_the_place_that_a_disk_shall_go_to_is_told_first() {
+    let state = State::new();
+    let _service = state.serve();
+    let at = |name: &str| state.path().join(name).display().to_string();
+    state.json(&format!("vm create --name web01 --memory 64 --network none --disk path={},size=20M", at("a.qcow2")));
+    state.json("checkpoint create web01 --name a");
+    let bad = state.run(&format!("disk move web01 disk0 {}", at("missing/b.qcow2")));
+    assert!(bad.code != 0 && bad.stderr.contains(&format!("{}: No such file", at("missing"))), "{bad:?}");
+    assert!(!bad.stderr.contains("--leave-snapshots"), "{bad:?}");
+    let holds = state.run(&format!("disk move web01 disk0 {}", at("b.qcow2")));
+    assert!(holds.code == 2 && holds.stderr.contains("holds 1 checkpoint of the VM"), "{holds:?}");
+}

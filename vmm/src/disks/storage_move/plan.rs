@@ -2,7 +2,10 @@
 
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
+use std::io;
 use std::path::Path;
+
+use rustix::fs::Access;
 
 use super::MoveDisk;
 use super::compare::SOURCE;
@@ -111,7 +114,7 @@ impl Disks {
         match &target.source {
             DiskSource::Path(path) if is_block_device(path) => self.unused(path),
             DiskSource::Path(path) if fs::symlink_metadata(path).is_ok() => Err(DiskError::Exists(path.clone())),
-            DiskSource::Path(_) => return Ok(()),
+            DiskSource::Path(path) => return require_folder(path),
             _ => Ok(()),
         }?;
         if target.format != DiskFormat::Raw {
@@ -197,6 +200,14 @@ pub(super) fn claim_target(target: &Disk) -> Result<Option<FileStamp>, DiskError
         return Err(DiskError::unwritable(path, error));
     }
     Ok(Some(claimed))
+}
+
+/// The target's folder must be there and writable, which is worth knowing before what is wrong with the source.
+fn require_folder(target: &Path) -> Result<(), DiskError> {
+    let folder = target.parent().unwrap_or(target);
+    let writable = rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK);
+    writable.map_err(|error| DiskError::unwritable(folder, error.into()))?;
+    if folder.is_dir() { Ok(()) } else { Err(DiskError::unwritable(folder, io::ErrorKind::NotADirectory.into())) }
 }
 
 fn file_of(target: &Disk) -> Option<&Path> {
