@@ -30,3 +30,4 @@ mod places;
 mod secure_boot;
 mod snapshots;
 mod sources;
+mod thirty_two_bit;
