@@ -39,6 +39,7 @@ pub(super) struct List {}
 #[command(after_help = "Example:\n  fanlight job show 7")]
 pub(super) struct Show {
     /// The job's number
+    #[arg(value_parser = number)]
     id: u64,
 }
 
@@ -49,6 +50,7 @@ pub(super) struct Show {
 #[command(after_help = "Example:\n  fanlight job wait 7")]
 pub(super) struct Wait {
     /// The job's number
+    #[arg(value_parser = number)]
     id: u64,
 }
 
@@ -57,6 +59,7 @@ pub(super) struct Wait {
 #[command(after_help = "Example:\n  fanlight job cancel 7")]
 pub(super) struct Cancel {
     /// The job's number
+    #[arg(value_parser = number)]
     id: u64,
 }
 
@@ -160,6 +163,10 @@ async fn follow(context: &Context, mut job: Job, line: &mut ProgressLine) -> Res
         }
     }
     Ok(job)
+}
+
+fn number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("`{text}` is not the number of a job; `fanlight job list` has them"))
 }
 
 fn is_away(problem: &Problem) -> bool {

@@ -92,6 +92,7 @@ fn mistakes_are_named() {
         (format!("disk info {}", state.path().display()), 2, "neither a file nor a block device"),
         ("job show 7".to_owned(), 3, "there is no job 7"),
         ("job cancel 7".to_owned(), 3, "there is no job 7"),
+        ("job cancel x".to_owned(), 2, "`x` is not the number of a job; `fanlight job list` has them"),
         ("job wait 7".to_owned(), 3, "there is no job 7"),
     ] {
         let finished = state.run(&words);
