@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use vmm::{
     CheckpointError, CheckpointSchedule, CheckpointTree, Checkpoints, Definition, Disk, DiskBus, DiskFormat,
-    DiskSource, Job, JobKind, JobState, NewCheckpoint, Vm, VmState,
+    DiskSource, Job, JobId, JobKind, JobState, NewCheckpoint, Vm, VmState,
 };
 
 use crate::disk_server::NbdServer;
@@ -208,8 +208,14 @@ async fn what_a_killed_gateway_left_is_brought_to_its_end() {
         (json!({ "create": entry("never") }), &[], vec!["b", "made"]),
     ] {
         host.close();
+        // The oldest is what a clock deletes, as a part of its job.
+        let job = change["delete"].is_string().then_some(JobId(77));
+        if let Some(id) = job {
+            let file = host.config.jobs.join(format!("{id}.json"));
+            fs::write(file, running(id, JobKind::CheckpointAutomatic).to_string()).expect("written");
+        }
         edit(&host.config.checkpoints.join(format!("{uuid}.json")), |book| {
-            book["checkpoints"]["pending"] = json!({ "what": change, "job": null });
+            book["checkpoints"]["pending"] = json!({ "what": change, "job": job });
         });
         for (what, tag, count) in halves {
             for image in images.iter().take(*count) {
@@ -232,6 +238,10 @@ async fn what_a_killed_gateway_left_is_brought_to_its_end() {
         assert_eq!((names, problems(&tree)), (left.clone(), 0));
         let listed = qemu_img(&["snapshot", "-l"], &images[0]);
         assert!(!listed.contains("half") && left.iter().all(|name| listed.contains(name)), "{listed}");
+        if let Some(id) = job {
+            let job = ends(&host, host.host().jobs().get(id).expect("it is remembered")).await;
+            assert_eq!((job.state, job.result), (JobState::Done, None), "what it had made is not what it deletes");
+        }
     }
     is_sound(&host.vm("left"));
 }
@@ -305,6 +315,14 @@ async fn the_clock_makes_one_and_drops_the_oldest_as_a_job_that_says_how_it_went
     assert_eq!(job.result, Some(json!({ "checkpoint": only.name })));
     let job = ends(&host, begun("late").await).await;
     assert!(job.state == JobState::Failed && job.problem.as_deref().is_some_and(|why| why.contains("nbd")), "{job:?}");
+}
+
+/// The file of a job that a gateway left.
+fn running(id: JobId, kind: JobKind) -> Value {
+    let progress = json!({ "done": 0, "total": 0, "percent": 0.0, "rate": null, "left": null });
+    let job = json!({ "id": id, "kind": kind, "target": "a", "vm": "left", "state": "running", "step": null, "progress": progress,
+        "started": 1, "ended": null, "problem": null, "result": null, "revision": 1 });
+    json!({ "version": 1, "job": job })
 }
 
 pub(crate) async fn create(checkpoints: &Checkpoints, name: &str, notes: &str) -> Job {
