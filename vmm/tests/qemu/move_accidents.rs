@@ -78,9 +78,9 @@ fn whatever_befalls_a_move_there_is_one_complete_disk_and_the_guest_writes_on() 
     let small = Mount::in_memory(3 * SIZE, host.folder().join("small"));
     let scribe = Scribe::new(&host);
     life.block_on(async {
-        let vm = host.host().create(scribe.definition()).await.expect("created");
+        let vm = host.host().create(scribe.unattended()).await.expect("created");
         vm.start().await.expect("starts");
-        scribe.write(&vm).await;
+        soon("the guest to write", scribe.past(0)).await;
     });
     // What the disk is on now, if a server.
     let mut under = None;
@@ -107,6 +107,8 @@ fn whatever_befalls_a_move_there_is_one_complete_disk_and_the_guest_writes_on() 
             let _ = tokio::time::timeout(ACCIDENT, ended(&host, &job)).await;
             accident.end().await;
             let job = ended(&host, &job).await;
+            let status = vm.status();
+            assert_ne!(status.state, VmState::Failed, "round {round}, killed: {is_killed}, {status:?}, {job:?}");
             let number = scribe.number();
             soon("the guest to write on", scribe.past(number)).await;
             reaches(&vm, VmState::Running).await;

@@ -19,6 +19,7 @@ use vmm::{
 };
 
 use crate::disk_server::NbdServer;
+use crate::firmware::runs_as_first_program;
 use crate::kit::{PATIENCE, TestHost, console_guest, firmware, reaches, runtime, shell, signal, soon, types};
 
 pub(crate) const SIZE: u64 = 48 << 20;
@@ -60,6 +61,12 @@ impl Scribe {
 
     pub(crate) fn definition(&self) -> Definition {
         Definition { disks: self.disks.clone(), ..console_guest("scribe") }
+    }
+
+    /// A guest that writes as soon as it is there, without anybody who types.
+    pub(crate) fn unattended(&self) -> Definition {
+        let script = "mount -t devtmpfs dev /dev; modprobe virtio_blk; until [ -b /dev/vda ]; do :; done; sh /dev/vda";
+        Definition { disks: self.disks.clone(), ..runs_as_first_program(console_guest("scribe"), script) }
     }
 
     /// Waits for the shell, and has it write.
