@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use vmm::{Definition, Disk, DiskError, DiskFormat, Job, JobKind, JobState, MoveDisk, NewSize, Resize, Vm, VmState};
 
 use crate::checkpoints::{create, disk, done, ends};
-use crate::kit::{PATIENCE, TestHost, console_guest, firmware, reaches, runtime, shell, signal, soon, types};
+use crate::kit::{PATIENCE, TestHost, firmware, reaches, runtime, shell, signal, soon, types};
 use crate::moves::{Scribe, moving, plain};
 use crate::snapshots::Guest;
 
@@ -23,7 +23,7 @@ async fn a_guest_goes_back_whatever_its_disks_are() {
     let mut host = TestHost::new().await;
     let bases = [("a.raw", DiskFormat::Raw), ("b.vhdx", DiskFormat::Vhdx), ("c.vhd", DiskFormat::Vhd)];
     let disks = bases.map(|(name, format)| image(host.folder(), name, format)).to_vec();
-    let vm = host.host().create(Definition { disks, ..console_guest("bases") }).await.expect("created");
+    let vm = host.host().create(Definition { disks, ..Guest::definition("bases") }).await.expect("created");
     let (files, first_disks): (Vec<PathBuf>, _) = (paths(&vm), vm.definition().disks.clone());
     vm.start().await.expect("starts");
     let mut guest = Guest::at(&vm).await;

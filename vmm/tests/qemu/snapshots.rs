@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 use vmm::{
-    BusPortState, Deadlines, Definition, Disk, DiskBus, DiskFormat, DiskSource, QuiesceReason, RequestError,
+    Boot, BusPortState, Deadlines, Definition, Disk, DiskBus, DiskFormat, DiskSource, QuiesceReason, RequestError,
     SnapshotTag, Vm, VmState,
 };
 
@@ -19,10 +19,11 @@ use crate::kit::{TestHost, console_guest, firmware, longest_run, reaches, sees, 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_goes_back_to_what_it_was() {
     let mut host = TestHost::new().await;
-    let definition = Definition { disks: vec![qcow2(&host, "a")], ..console_guest("back") };
+    let definition = Definition { disks: vec![qcow2(&host, "a")], ..Guest::definition("back") };
     let vm = host.host().create(definition).await.expect("created");
     vm.start().await.expect("starts");
     let mut guest = Guest::at(&vm).await;
+    shell(&vm.console()).await;
     guest.run("echo one >/tmp/file; until [ -b /dev/vda ]; do :; done; echo one >/dev/vda; sync").await;
     types(&guest.vm.console(), "clear; printf 'm%.0s' $(seq 33); echo\n").await;
     let mut viewer = vm.console().viewer();
@@ -259,19 +260,29 @@ fn files() -> String {
     "echo 3 >/proc/sys/vm/drop_caches; echo $(cat /tmp/file) $(head -c 3 /dev/vda)".into()
 }
 
-/// A guest's shell that carries out what comes through the port, and answers there.
+/// A guest that carries out what comes through the port, and answers there.
 pub(crate) struct Guest {
     vm: Vm,
     port: UnixStream,
 }
 
 impl Guest {
+    /// A console guest that is one. Nobody types what starts the reader: keys get lost, and a guest that was saved has one already.
+    pub(crate) fn definition(name: &str) -> Definition {
+        let definition = console_guest(name);
+        let Boot::DirectKernel { kernel, initrd, cmdline } = definition.boot else { panic!("it has a kernel") };
+        let reader = "until p=$(echo /dev/vport?p*) && [ -c $p ]; do sleep 1; done; set -f; exec 3<>$p; \
+                      while :; do while read c <&3; do eval $c >&3; echo . >&3; done; sleep 1; done";
+        let script = format!("export PATH=/bin; mount -t devtmpfs dev /dev; ({reader}) & exec /init");
+        let cmdline = format!("{cmdline} rdinit=/bin/sh -- -c \"{script}\"");
+        Definition { boot: Boot::DirectKernel { kernel, initrd, cmdline }, ..definition }
+    }
+
     pub(crate) async fn at(vm: &Vm) -> Self {
-        shell(&vm.console()).await;
         let port = vm.bus().connect().await.expect("connects").stream;
-        types(&vm.console(), "exec 3<>$(echo /dev/vport*)\n").await;
-        types(&vm.console(), "(while read c <&3; do eval \"$c\" >&3; echo . >&3; done) &\n").await;
-        Self { vm: vm.clone(), port }
+        let mut guest = Self { vm: vm.clone(), port };
+        assert_eq!(guest.tell("echo here").await, "here");
+        guest
     }
 
     pub(crate) async fn run(&mut self, command: &str) {
