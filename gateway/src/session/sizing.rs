@@ -2,7 +2,8 @@
 //!
 //! The guest decides in the end, but takes its time, and passes other sizes on the way (a driver lists old modes
 //! until it has read the new ones). And a client whose window follows the desktop answers each size that we show
-//! with a wish for that size, which would take back the wish before it.
+//! with a wish for that size, which would take back the wish before it. It may do so late, when it has been sent
+//! another size long since.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use console::{DamageSet, DisplayUpdate, Size};
 /// How long a guest may take to follow a wish before another size of its own is shown.
 const SETTLE: Duration = Duration::from_millis(1500);
 /// How long after such a size a wish for just this size is taken for the client's echo.
-const ECHO: Duration = Duration::from_millis(1500);
+const ECHO: Duration = Duration::from_secs(3);
 
 /// The sizes of one session.
 pub(super) struct Sizing {
@@ -53,7 +54,6 @@ impl Sizing {
         if size == self.wish {
             self.started = true;
             self.settles = None;
-            self.imposed = None;
             return Some(update);
         }
         if !update.scanout_changed {
@@ -126,9 +126,10 @@ mod tests {
         let mut sizing = Sizing::new(LARGE);
         assert_eq!(size_of(sizing.pass(picture(SMALL), now)), Some(SMALL));
         assert_eq!(sizing.wanted(SMALL, now + ECHO / 2), None);
-        assert_eq!(size_of(sizing.pass(picture(OTHER), now + ECHO / 2)), None);
+        assert_eq!(size_of(sizing.pass(picture(OTHER), now + SETTLE / 2)), None);
         assert_eq!(size_of(sizing.pass(picture(LARGE), now + ECHO / 2)), Some(LARGE));
-        assert_eq!(sizing.wanted(SMALL, now + ECHO / 2), Some(SMALL));
+        assert_eq!(sizing.wanted(SMALL, now + ECHO / 2), None, "a client that is slow to answer");
+        assert_eq!(sizing.wanted(SMALL, now + ECHO), Some(SMALL));
     }
 
     #[test]
