@@ -1,5 +1,7 @@
 //! What QEMU is told, as a value.
 
+use std::num::NonZero;
+
 use serde_json::json;
 
 use super::Version;
@@ -24,6 +26,9 @@ pub(crate) const BUS_CHARDEV: &str = "bus0";
 
 /// What Windows, and QEMU's VMBus, want of the processor.
 const HYPER_V: &str = ",hv-relaxed,hv-vapic,hv-spinlocks=0x1fff,hv-vpindex,hv-runtime,hv-time,hv-synic,hv-stimer";
+
+/// So many emulated processors get along on one of the host.
+const CROWD: usize = 4;
 
 /// Where the guest finds the memory of the bus. Far from the devices that QEMU places itself, from 1 on, and from those of
 /// the chipset.
@@ -70,7 +75,8 @@ impl Launch {
 pub(crate) fn arguments(definition: &Definition, launch: &Launch) -> Vec<String> {
     let mut arguments = Arguments(Vec::new());
     arguments.identity(definition);
-    arguments.processors(definition, launch.accelerator);
+    let host = std::thread::available_parallelism().map_or(1, NonZero::get);
+    arguments.processors(definition, launch.accelerator, host);
     arguments.machine(launch.flash.as_ref());
     arguments.tpm(definition.tpm);
     arguments.control();
@@ -106,7 +112,7 @@ impl Arguments {
         self.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny");
     }
 
-    fn processors(&mut self, definition: &Definition, accelerator: Accelerator) {
+    fn processors(&mut self, definition: &Definition, accelerator: Accelerator, host: usize) {
         // Shared, so that later a vhost-user device can be given the guest's memory.
         self.option("-object", format!("memory-backend-memfd,id=ram0,size={}M,share=on", definition.memory));
         let hardware = Hardware::of(definition);
@@ -114,7 +120,7 @@ impl Arguments {
         let Topology { sockets, cores, threads } = definition.topology();
         let topology = format!("sockets={sockets},cores={cores},threads={threads}");
         self.option("-smp", format!("{},{topology}", definition.vcpus));
-        self.option("-accel", if accelerator == Accelerator::Kvm { "kvm" } else { "tcg,thread=multi" });
+        self.option("-accel", if accelerator == Accelerator::Kvm { "kvm" } else { emulation(definition.vcpus, host) });
         let hyper_v = hardware.is_some_and(|hardware| hardware.is_hyper_v());
         let model = definition.cpu.model.as_deref().unwrap_or(cpu(accelerator));
         self.option("-cpu", format!("{model}{}", if hyper_v { HYPER_V } else { "" }));
@@ -223,6 +229,15 @@ impl Arguments {
     }
 }
 
+/// How processors are emulated on a host with `host` of its own.
+///
+/// A guest's processors wait for each other by spinning: where many share one of the host, they take from each other what they
+/// wait for. One thread that runs them in turn starts 16 of them on 2 twice as fast, 32 five times, and 8 as fast.
+fn emulation(vcpus: u8, host: usize) -> &'static str {
+    let crowded = usize::from(vcpus) > host.saturating_mul(CROWD);
+    if crowded { "tcg,thread=single" } else { "tcg,thread=multi" }
+}
+
 /// The processor model; the probe of the accelerator uses the same.
 pub(crate) fn cpu(accelerator: Accelerator) -> &'static str {
     // Translating the newer instructions of `max` costs more than they save.
@@ -255,6 +270,14 @@ mod tests {
 
     fn values<'a>(arguments: &'a [String], option: &str) -> Vec<&'a str> {
         arguments.windows(2).filter(|pair| pair[0] == option).map(|pair| pair[1].as_str()).collect()
+    }
+
+    #[test]
+    fn processors_that_would_crowd_out_each_other_are_run_in_turn() {
+        let on_two = |vcpus| emulation(vcpus, 2);
+        assert_eq!([1, 8].map(on_two), ["tcg,thread=multi"; 2]);
+        assert_eq!([9, 32].map(on_two), ["tcg,thread=single"; 2]);
+        assert_eq!(emulation(32, 8), "tcg,thread=multi");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::efi;
 use crate::kit::{TestHost, console_guest, firmware, is_alive, reaches, sees, signal, soon};
 
 /// How long a guest may take that 32 processors translate for on two.
-const MANY_PROCESSORS: Duration = Duration::from_secs(600);
+const MANY_PROCESSORS: Duration = Duration::from_secs(300);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn uefi_shows_its_screen_and_runs_a_program_and_its_variables_go_with_the_vm() {
