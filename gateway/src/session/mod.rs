@@ -8,6 +8,7 @@
 //! ```
 //! Three tasks: the session, its graphics, its writer. Dropping the session's ends of their queues ends the others.
 
+mod framed;
 mod graphics;
 mod input;
 mod notice;
