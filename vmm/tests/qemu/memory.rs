@@ -6,7 +6,7 @@ use vmm::memory::{PoolConfig, Reason, VmMemoryView};
 use vmm::{Definition, DiskFormat, DynamicMemory, Vm, VmState};
 
 use crate::checkpoints::{create, done};
-use crate::kit::{TestHost, console_guest, firmware, shell, soon, types};
+use crate::kit::{TestHost, firmware, shell, soon, types};
 use crate::overlays::image;
 use crate::snapshots::Guest;
 
@@ -44,7 +44,7 @@ async fn memory(vm: &Vm, what: &str, enough: impl Fn(&VmMemoryView) -> bool) -> 
 async fn a_guest_gets_what_it_needs_and_gives_back_what_it_does_not() {
     let mut host = host(2048).await;
     let disks = vec![image(host.folder(), "kept.qcow2", DiskFormat::Qcow2)];
-    let guest = Definition { disks, ..console_guest("one") };
+    let guest = Definition { disks, ..Guest::definition("one") };
     let vm = host.host().create(dynamic(guest, 384, 192, 1024)).await.expect("created");
     vm.start().await.expect("starts");
     shell(&vm.console()).await;
@@ -79,7 +79,7 @@ async fn a_guest_gets_what_it_needs_and_gives_back_what_it_does_not() {
     // And into a QEMU that starts with less.
     vm.power_off().await.expect("switches off");
     done(&host, checkpoints.revert("grown").await.expect("begun")).await;
-    shell(&vm.console()).await;
+    assert_eq!(Guest::at(&vm).await.tell(sum).await, before);
     memory(&vm, "the memory that it had", |view| view.assigned > 560 * MIB).await;
 }
 
