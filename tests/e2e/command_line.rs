@@ -40,7 +40,7 @@ fn mistakes_have_their_own_exit_codes(_: &World) -> Result<()> {
     for (arguments, code, words) in [
         (&["vm", "start", "nothing"][..], 3, "there is no VM `nothing`"),
         (&["vm", "create", "--file", &file], 2, "mistake.toml:2:8"),
-        (&["vm", "create", "--name", "only"], 4, "exists"),
+        (&["vm", "create", "--name", "only"], 4, "there is already a VM"),
         (&["vm", "resume", "only"], 4, "cannot resume"),
         (&["user", "add", "anna"], 4, "exists"),
         (&["user", "remove", "nobody"], 3, "nobody"),

@@ -62,6 +62,7 @@ async fn a_guest_gets_what_it_needs_and_gives_back_what_it_does_not() {
     let back = memory(&vm, "a report to another gateway", |view| view.demand.is_some()).await;
     assert!(back.assigned > 560 * MIB, "{back:?}");
     let mut guest = Guest::at(&vm).await;
+    guest.run("until [ -e /mnt/30 ]; do sleep 1; done").await;
     let sum = "md5sum </mnt/random";
     let before = guest.tell(&format!("head -c 24000000 /dev/urandom >/mnt/random; {sum}")).await;
     let checkpoints = host.host().checkpoints(&vm);
