@@ -28,7 +28,7 @@ const LOOK_EVERY: Duration = Duration::from_micros(200);
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How often each of the ways to copy is measured. The fastest counts: what a virtual machine has not touched for a while its
 /// host has to find first, in memory and on the disk, and either way to copy gets four times slower by that.
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 10;
 
 /// Measures it with both places raw, beside a guest that writes, and with both qcow2, beside one that does not.
 pub(super) async fn measure(report: &mut Report) -> Result<()> {
