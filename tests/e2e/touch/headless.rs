@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, bail};
 use fanlight_tests::client::SEEN;
 use fanlight_tests::guest::Guest;
 use fanlight_tests::headless::touch::pdu::{
@@ -30,6 +30,8 @@ const DOWN: u32 = 0x19;
 const MOVE: u32 = 0x1a;
 const HOVER: u32 = 0x0a;
 const UP: u32 = 0x04;
+/// How long a command may take before it is entered again.
+const ANSWERED: Duration = Duration::from_secs(20);
 
 fn touch_goes_and_comes_with_the_agent(world: &World) -> Result<()> {
     world.on_guest(|desk| {
@@ -188,22 +190,29 @@ async fn wait_for(
 ) -> Result<()> {
     let deadline = Instant::now() + SEEN;
     loop {
-        let word = new_word();
-        client.type_text(&format!("clear; {command}; echo {word}\n")).await?;
-        let screen = loop {
-            // A client that reads is one that is not waited for.
-            client.during(Duration::from_millis(100)).await?;
-            let screen = guest.screen()?;
-            if screen.has_line(&word) {
-                break screen;
-            }
-            ensure!(Instant::now() < deadline, "waited for {what}, but `{command}` is not done:\n{screen:?}");
-        };
-        if is_it(&screen) {
+        let (done, screen) = enter(client, guest, command).await?;
+        if done && is_it(&screen) {
             return Ok(());
         }
         if Instant::now() > deadline {
-            bail!("waited for {what}, but `{}` shows:\n{screen:?}", guest.name());
+            bail!("waited for {what}, but `{}` shows after `{command}`:\n{screen:?}", guest.name());
+        }
+    }
+}
+
+/// Enters `command`, and says whether the guest carried it out, with what its screen shows then. A busy guest loses keys.
+async fn enter(client: &mut Client, guest: &Guest, command: &str) -> Result<(bool, Screen)> {
+    let word = new_word();
+    // Whatever was begun before ends with the line.
+    client.type_text(&format!("\nclear; {command}; echo {word}\n")).await?;
+    let deadline = Instant::now() + ANSWERED;
+    loop {
+        // A client that reads is one that is not waited for.
+        client.during(Duration::from_millis(100)).await?;
+        let screen = guest.screen()?;
+        let done = screen.has_line(&word);
+        if done || Instant::now() > deadline {
+            return Ok((done, screen));
         }
     }
 }
